@@ -1,0 +1,193 @@
+"""Read MNIST, or any data set of its shape, from raw IDX files.
+
+    >>> images, labels = load_split("train")    # (60000, 28, 28) and (60000,), both uint8
+    >>> mean, std = mean_std(images)            # about 0.1307 and 0.3081
+
+IDX is the format in which Yann LeCun, Corinna Cortes and Christopher Burges published MNIST:
+two zero bytes, one byte for the element type, one byte for the number of dimensions, each
+dimension as a big-endian 32-bit count, and then the elements in C order, big-endian as well.
+`dataset/README.md` shows it in ten lines.
+"""
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IDX_DTYPES = {code: np.dtype(name) for code, name in
+              {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}.items()}
+GZIP_MAGIC = b"\x1f\x8b"
+DEFLATE_MAX_RATIO = 1032  # zlib's technical notes: no stream expands by more
+
+FILES = {
+    "train": ("train/train-images-idx3-ubyte", "train/train-labels-idx1-ubyte"),
+    "test": ("test/t10k-images-idx3-ubyte", "test/t10k-labels-idx1-ubyte"),
+}
+CLASSES = 10
+IMAGE_SHAPE = (28, 28)
+
+
+class IDXError(ValueError):
+    """A file is not the IDX file that it should be; the message names the file and the fault."""
+
+
+def read_idx(path: str | os.PathLike) -> np.ndarray:
+    """Read an IDX file, gzipped or not, into a new array of its own shape, in native byte order.
+
+    The array is filled straight from the file, so reading needs the array's size in memory and
+    no more. Raises IDXError where the file is wrong in any way, and OSError where it cannot be
+    opened (FileNotFoundError where there is none).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IDXError(f"{path} is a directory, not an IDX file")
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.peek(2)[:2] != GZIP_MAGIC:
+            return _read_idx(file, path, size, exact=True)
+        try:
+            with gzip.GzipFile(fileobj=file) as unzipped:
+                return _read_idx(unzipped, path, size * DEFLATE_MAX_RATIO, exact=False)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise IDXError(f"{path} is a damaged gzip file: {error}") from error
+
+
+def _read_idx(stream: BinaryIO, path: Path, size: int, exact: bool) -> np.ndarray:
+    """Read one IDX array from a stream of `size` bytes, or of at most that many if not `exact`."""
+    header = stream.read(4)
+    if not header:
+        raise IDXError(f"{path} is empty")
+    if len(header) < 4 or header[:2] != b"\0\0":
+        raise IDXError(f"{path} is not an IDX file: it begins with {header.hex(' ')}, not 00 00")
+    code, rank = header[2:]
+    if code not in IDX_DTYPES:
+        raise IDXError(f"{path} has the unknown IDX element type 0x{code:02x}")
+    dimensions = stream.read(4 * rank)
+    if len(dimensions) < 4 * rank:
+        raise IDXError(f"{path} is truncated inside its header of {rank} dimensions")
+    shape, dtype = struct.unpack(f">{rank}I", dimensions), IDX_DTYPES[code]
+
+    expected, room = math.prod(shape) * dtype.itemsize, size - 4 - 4 * rank
+    promise = f"its header promises {expected:,} bytes for the shape {shape}"
+    if expected > room:
+        raise IDXError(f"{path} is truncated or has a wrong header: {promise}, "
+                       f"{room:,} can be there at most")
+    if exact and expected < room:
+        raise IDXError(f"{path} has {room - expected:,} bytes left over: {promise}")
+    try:
+        array = np.empty(shape, dtype)
+    except ValueError as error:  # more dimensions, or a longer one, than NumPy can index
+        raise IDXError(f"{path} has a shape that NumPy cannot hold: {error}") from error
+
+    buffer = array.reshape(-1).view(np.uint8)
+    filled = 0
+    while filled < expected and (count := stream.readinto(buffer[filled:filled + 2**20])):
+        filled += count
+    if filled < expected:
+        raise IDXError(f"{path} is truncated: {promise}, only {filled:,} are there")
+    if stream.read(1):
+        raise IDXError(f"{path} has bytes left over: {promise}")
+    if not dtype.isnative:
+        array = array.byteswap(inplace=True).view(dtype.newbyteorder())
+    return array
+
+
+def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Write an array of one of IDX's six element types as an uncompressed IDX file.
+
+    Raises ValueError for another element type, or for a dimension too long for 32 bits.
+    """
+    array = np.asarray(array)
+    dtype = array.dtype.newbyteorder(">")
+    codes = {known: code for code, known in IDX_DTYPES.items()}
+    if dtype not in codes:
+        names = ", ".join(known.name for known in codes)
+        raise ValueError(f"IDX has no element type for {array.dtype}: it knows {names}")
+    if any(length >= 2**32 for length in array.shape):
+        raise ValueError(f"IDX counts with 32 bits: the shape {array.shape} is too long for it")
+    with open(path, "wb") as file:
+        file.write(struct.pack(f">BBBB{array.ndim}I", 0, 0, codes[dtype], array.ndim, *array.shape))
+        array.astype(dtype, copy=False).tofile(file)
+
+
+def load_split(split: str, root: str | os.PathLike = "dataset") -> tuple[np.ndarray, np.ndarray]:
+    """Read the images (N, 28, 28) and labels (N,) of "train" or "test", both uint8.
+
+    `root` is a folder laid out as `dataset/` is: `FILES` names the four files, and each may be
+    gzipped, with `.gz` behind its name. Raises FileNotFoundError for a missing file, IDXError
+    for a file that is not what its name says, ValueError for another split.
+    """
+    if split not in FILES:
+        raise ValueError(f"there is no split {split!r}: choose from {', '.join(FILES)}")
+    images_path, labels_path = (_find(Path(root), name) for name in FILES[split])
+    images, labels = read_idx(images_path), read_idx(labels_path)
+    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE:
+        raise IDXError(f"{images_path} holds {images.dtype} of the shape {images.shape}, "
+                       f"not uint8 images of 28 x 28 pixels")
+    if labels.dtype != np.uint8 or labels.ndim != 1:
+        raise IDXError(f"{labels_path} holds {labels.dtype} of the shape {labels.shape}, "
+                       f"not one uint8 label per image")
+    if len(images) != len(labels):
+        raise IDXError(f"{images_path} holds {len(images):,} images, "
+                       f"but {labels_path} holds {len(labels):,} labels")
+    if (labels >= CLASSES).any():
+        first = int(np.argmax(labels >= CLASSES))
+        raise IDXError(f"{labels_path} has the label {labels[first]} at index {first}: "
+                       f"labels run from 0 to {CLASSES - 1}")
+    return images, labels
+
+
+def _find(root: Path, name: str) -> Path:
+    """The file of that name below root, or its gzipped form."""
+    for path in (root / name, root / f"{name}.gz"):
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"{root / name} is missing, and so is {name}.gz: for MNIST itself "
+        f"`git checkout -- dataset` restores it, for other data see dataset/README.md")
+
+
+def mean_std(images: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels of uint8 images, on the scale 0 to 1.
+
+    Exact up to the last rounding: both follow from the integer histogram h of the 256 grey
+    levels v, as mean = Σhv / Σh and variance = Σhv² / Σh - mean². Raises ValueError for images
+    of another type, or none.
+    """
+    if images.dtype != np.uint8 or not images.size:
+        raise ValueError(f"needs at least one uint8 pixel, got {images.dtype} {images.shape}")
+    histogram = sum(np.bincount(image.ravel(), minlength=256) for image in _blocks(images))
+    count, total, squares = (int(histogram @ np.arange(256) ** power) for power in range(3))
+    mean = total / count
+    return mean / 255, math.sqrt(squares * count - total * total) / count / 255
+
+
+def _blocks(images: np.ndarray) -> list[np.ndarray]:
+    """Views of at most about a megabyte: bincount widens its input to 64 bits."""
+    return np.array_split(images, math.ceil(images.nbytes / 2**20))
+
+
+def normalize(images: np.ndarray | Tensor, mean: float, std: float) -> Tensor:
+    """uint8 images (N, 28, 28) → the network's input (N, 1, 28, 28), float32, mean 0, deviation 1."""
+    pixels = torch.as_tensor(images).unsqueeze(1).float()
+    return pixels.sub_(255 * mean).div_(255 * std)
+
+
+def batches(images: Tensor, labels: Tensor, size: int,
+            generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images and labels once, in a random order, `size` at a time; the last batch may be short.
+
+    Only the order is drawn up front; a batch is gathered when it is asked for, so an epoch needs
+    no second copy of the images.
+    """
+    order = torch.randperm(len(images), generator=generator)
+    for index in order.split(size):
+        yield images[index], labels[index]
