@@ -1,0 +1,201 @@
+"""Networks for MNIST, a picture of how they compute, and the file that keeps their weights."""
+
+import io
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from torch import Tensor, nn
+from torchviz import make_dot
+
+WEIGHTS_KEYS = {"architecture", "weights", "mean", "std"}
+STALE_SECONDS = 3600
+
+
+class MNIST_CNN(nn.Sequential):
+    """Two convolutions and two linear layers: (N, 1, 28, 28) → ten scores (N, 10).
+
+    21,840 parameters: 260 + 5,020 + 16,050 + 510. The scores are logits; softmax makes
+    probabilities of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(OrderedDict(
+            conv1=nn.Conv2d(1, 10, kernel_size=5),   # (N, 10, 24, 24)
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),                   # (N, 10, 12, 12)
+            conv2=nn.Conv2d(10, 20, kernel_size=5),  # (N, 20, 8, 8)
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),                   # (N, 20, 4, 4)
+            flatten=nn.Flatten(),                    # (N, 320)
+            fc1=nn.Linear(320, 50),                  # (N, 50)
+            fc2=nn.Linear(50, 10),                   # (N, 10)
+        ))
+
+
+NETWORKS: dict[str, type[nn.Module]] = {"MNIST_CNN": MNIST_CNN}
+
+
+class WeightsError(ValueError):
+    """A weights file cannot be used; the message names the file and says why."""
+
+
+def save_weights(path: str | os.PathLike, model: nn.Module, /, *, mean: float, std: float,
+                 **facts: Any) -> None:
+    """Write a network's weights, and what one must know to use them, as one file.
+
+    `mean` and `std` are those its inputs were normalised with; `facts` is whatever else should
+    travel along (how it was trained, what accuracy was measured). The file appears whole or not
+    at all, and `torch.load(path, weights_only=True)` opens it without this project. Raises
+    ValueError where a fact is neither a tensor nor a plain value, OSError where the file cannot
+    be written; the file that was there before is then as it was.
+    """
+    weights = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+               for name, tensor in model.state_dict().items()}
+    content = {"architecture": type(model).__name__, "weights": weights,
+               "mean": mean, "std": std, **facts}
+    buffer = io.BytesIO()
+    try:
+        torch.save(content, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} was not written, only tensors and plain values can be: {error}") from error
+    write_atomically(path, buffer.getvalue())
+
+
+def load_weights(path: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
+    """Read a weights file: the network on the CPU, in evaluation mode, and the file's other facts.
+
+    The facts hold at least "architecture", "mean" and "std". Raises FileNotFoundError where
+    there is no file, WeightsError for one that is damaged, of another architecture, or holds
+    anything but tensors and plain values. Nothing in the file is ever executed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run workspace.ipynb (or `make`), which trains and saves it")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(f"{path} is damaged, or holds more than tensors and plain values") from error
+    if not isinstance(content, dict) or not content.keys() >= WEIGHTS_KEYS:
+        raise WeightsError(f"{path} is not one of this project's weights files: "
+                           f"those hold {', '.join(sorted(WEIGHTS_KEYS))}")
+    weights = content.pop("weights")
+    model = _build(path, content["architecture"], weights)
+    mean, std = content["mean"], content["std"]
+    if not (isinstance(mean, float) and isinstance(std, float) and math.isfinite(mean) and 0 < std < math.inf):
+        raise WeightsError(f"{path} has an unusable mean or deviation: {mean!r}, {std!r}")
+    return model.eval(), content
+
+
+def _build(path: Path, architecture: Any, weights: Any) -> nn.Module:
+    """The named network with these weights, or WeightsError."""
+    if not isinstance(architecture, str) or architecture not in NETWORKS:
+        raise WeightsError(f"{path} is for the unknown network {architecture!r}: known are {', '.join(NETWORKS)}")
+    model = NETWORKS[architecture]()
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise WeightsError(f"{path} holds no tensors under the name weights")
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != expected:
+        raise WeightsError(f"{path} does not fit {architecture}: its tensors are {found}, not {expected}")
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise WeightsError(f"{path} holds weights that are not finite")
+    model.load_state_dict(weights)
+    return model
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Replace a file by these bytes in one step: a reader, or a crash, meets the old or the new one.
+
+    The folder is made where it is missing; an existing file's permissions are kept. A temporary
+    file that a killed writer left is swept away once it is an hour old.
+    """
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+            stale.unlink(missing_ok=True)
+    # not mkstemp, which would leave a new file readable by its owner alone
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name is safe only once the folder is; Windows has no such call
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+OPERATIONS = {
+    "Convolution": "convolution", "Relu": "ReLU", "MaxPool2DWithIndices": "max pool",
+    "View": "flatten", "T": "transpose", "Addmm": "matrix product + bias",
+}
+# pygraphviz has been seen to crash in its interpreter's shutdown: hence its own process, left at once
+PYGRAPHVIZ = """
+import os, sys, pygraphviz
+graph = pygraphviz.AGraph(string=sys.stdin.buffer.read().decode())
+sys.stdout.buffer.write(graph.draw(format="png", prog="dot"))
+sys.stdout.buffer.flush()
+os._exit(0)
+"""
+FONTCONFIG = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">
+<fontconfig><dir>{fonts}</dir><cachedir>{cache}</cachedir></fontconfig>
+"""
+
+
+def graph_source(model: nn.Module) -> str:
+    """The network's computation graph in Graphviz's language, as torchviz sees it, in plain words.
+
+    Blue is what is given (an image, the parameters), grey what is computed, green the result.
+    """
+    image = torch.zeros(1, 1, 28, 28, requires_grad=True)
+    source = make_dot(model(image), params={"image": image, **dict(model.named_parameters())}).source
+    # each blue tensor reaches its operation through a node AccumulateGrad: let it point there itself
+    for tensor, gradient in re.findall(r"(\d+) -> (\d+)\n\t\2 \[label=AccumulateGrad\]", source):
+        source = source.replace(gradient, tensor)
+    source = re.sub(r"\t(\d+) -> \1\n|\t\d+ \[label=AccumulateGrad\]\n", "", source)
+    source = re.sub(r"label=(\w+)Backward\d+",
+                    lambda match: f'label="{OPERATIONS.get(match[1], match[1])}"', source)
+    source = source.replace('label="\n (', 'label="scores\n(').replace("\n (", "\n(")
+    return source.replace("fontname=monospace fontsize=10", 'fontname="DejaVu Sans" fontsize=12')
+
+
+def draw_graph(model: nn.Module, path: str | os.PathLike) -> None:
+    """Save a network's computation graph as a PNG, drawn by Graphviz.
+
+    An installed `dot` does it where there is one, else the Graphviz inside pygraphviz's wheel;
+    letters come from matplotlib's own font, so a machine without fonts draws them as well.
+    Raises RuntimeError with Graphviz's words where it draws nothing.
+    """
+    dot = shutil.which("dot")
+    command = [dot, "-Tpng"] if dot else [sys.executable, "-c", PYGRAPHVIZ]
+    with tempfile.TemporaryDirectory() as folder:
+        fonts = Path(folder, "fonts.conf")
+        fonts.write_text(FONTCONFIG.format(fonts=Path(matplotlib.get_data_path(), "fonts", "ttf"), cache=folder))
+        done = subprocess.run(command, input=graph_source(model).encode(), capture_output=True,
+                              env=os.environ | {"FONTCONFIG_FILE": str(fonts)})
+    if not done.stdout.startswith(b"\x89PNG"):
+        raise RuntimeError(f"Graphviz drew no picture: {done.stderr.decode(errors='replace').strip()}")
+    write_atomically(path, done.stdout)
