@@ -1,0 +1,31 @@
+# make         run both notebooks, top to bottom       make lab    open them in JupyterLab
+# make test    prove both notebooks and everything else
+# Another Python than python3: make PYTHON=python3.12
+
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := .venv/Scripts
+else
+PYTHON ?= python3
+BIN := .venv/bin
+endif
+READY := .venv/ready
+
+.PHONY: run test lab
+
+run: $(READY)
+	$(BIN)/python tests/run_notebooks.py workspace.ipynb playground.ipynb
+
+test: $(READY)
+	$(BIN)/python -m pytest --durations=10
+
+lab: $(READY)
+	$(BIN)/python -m jupyterlab workspace.ipynb
+
+# Made anew only when the pins change, so all of the above works without a network.
+$(READY): pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
+	$(BIN)/python -m pip install --group workspace
+	$(PYTHON) -c "open('$(READY)', 'w').close()"

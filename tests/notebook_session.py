@@ -1,0 +1,38 @@
+"""pytest plugin: notebooks run first, in their order, and write to a temporary folder.
+
+The folder is named to their kernels by MNIST_OUTPUT, so the committed weights and figures stay as
+they are. playground.ipynb finds there what workspace.ipynb has just trained; where that one is
+not part of the session, it finds the committed weights.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = ["workspace.ipynb", "playground.ipynb"]
+OUTPUT = "MNIST_OUTPUT"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ[OUTPUT] = tempfile.mkdtemp(prefix="mnist-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ.pop(OUTPUT), ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    names = [item.path.name for item in items]
+    items.sort(key=lambda item: NOTEBOOKS.index(item.path.name) if item.path.name in NOTEBOOKS else len(NOTEBOOKS))
+    weights = config.rootpath / "MNIST-MODEL.pth"
+    if NOTEBOOKS[0] not in names and weights.exists():
+        shutil.copy(weights, os.environ[OUTPUT])
+
+
+@pytest.fixture(scope="session")
+def output() -> Path:
+    """Where this session's notebooks have written their weights and figures."""
+    return Path(os.environ[OUTPUT])

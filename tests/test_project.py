@@ -1,0 +1,33 @@
+"""What holds the project together: pins that agree, code and notebooks that ruff accepts."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CARD = {"torch", "torchvision", "numpy", "matplotlib", "scikit-learn", "tqdm", "torchinfo", "torchviz", "jupyterlab",
+        "nbval"}
+
+
+def pins() -> list[str]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]["workspace"]
+
+
+def test_conda_and_pip_install_the_same_versions():
+    environment = (ROOT / "environment.yml").read_text("utf-8")
+    assert re.findall(r"^ +- (\S+==\S+)$", environment, re.M) == pins()
+
+
+def test_every_package_is_pinned_and_the_pins_are_what_is_tested():
+    named = dict(pin.split("==") for pin in pins())
+    assert named.keys() >= CARD
+    assert {name: version(name).split("+")[0] for name in named} == named
+
+
+def test_ruff_accepts_code_and_notebooks():
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
