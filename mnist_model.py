@@ -1,8 +1,11 @@
 """Networks for MNIST, a picture of how they compute, and the file that keeps their weights."""
 
+import contextlib
+import glob
 import io
 import math
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -13,6 +16,7 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import matplotlib
 import torch
@@ -58,62 +62,77 @@ def save_weights(path: str | os.PathLike, model: nn.Module, /, *, mean: float, s
     `mean` and `std` are those its inputs were normalised with; `facts` is whatever else should
     travel along (how it was trained, what accuracy was measured). The file appears whole or not
     at all, and `torch.load(path, weights_only=True)` opens it without this project. Raises
-    ValueError where a fact is neither a tensor nor a plain value, OSError where the file cannot
-    be written; the file that was there before is then as it was.
+    ValueError where it could not be read back (a fact that is no plain value, say), and OSError
+    where it cannot be written; the file that was there before is then as it was.
     """
     weights = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
                for name, tensor in model.state_dict().items()}
-    content = {"architecture": type(model).__name__, "weights": weights,
-               "mean": mean, "std": std, **facts}
+    own = {"architecture": type(model).__name__, "mean": float(mean), "std": float(std), "weights": weights}
+    content = own | facts | own  # facts come last, and cannot replace what loading relies on
     buffer = io.BytesIO()
     try:
         torch.save(content, buffer)
-        buffer.seek(0)
-        torch.load(buffer, weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} was not written, only tensors and plain values can be: {error}") from error
+        raise ValueError(f"{path} was not written: it would hold what cannot be saved ({error})") from error
+    _parse(buffer.getvalue(), path)
     write_atomically(path, buffer.getvalue())
 
 
 def load_weights(path: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
     """Read a weights file: the network on the CPU, in evaluation mode, and the file's other facts.
 
-    The facts hold at least "architecture", "mean" and "std". Raises FileNotFoundError where
-    there is no file, WeightsError for one that is damaged, of another architecture, or holds
-    anything but tensors and plain values. Nothing in the file is ever executed.
+    The facts hold at least "architecture", "mean" and "std". Nothing in the file is ever
+    executed. Raises WeightsError for a file that is damaged, of another architecture, or holds
+    anything but tensors and plain values; OSError where it cannot be read, FileNotFoundError
+    where there is none.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         raise FileNotFoundError(f"{path} is missing: run workspace.ipynb (or `make`), which trains and saves it")
+    if Path(path).is_dir():
+        raise WeightsError(f"{path} is a directory, not a weights file")
+    return _parse(Path(path).read_bytes(), path)
+
+
+def _parse(data: bytes, path: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
+    """What `load_weights` returns, from the file's bytes; `path` is for the messages."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(f"{path} is damaged, or holds more than tensors and plain values") from error
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises a dozen types for damaged files
+        if isinstance(error, pickle.UnpicklingError) and " GLOBAL " in str(error):
+            raise WeightsError(f"{path} holds more than tensors and plain values, so it was not read") from error
+        raise WeightsError(f"{path} is truncated, damaged or no weights file at all") from error
     if not isinstance(content, dict) or not content.keys() >= WEIGHTS_KEYS:
         raise WeightsError(f"{path} is not one of this project's weights files: "
                            f"those hold {', '.join(sorted(WEIGHTS_KEYS))}")
-    weights = content.pop("weights")
-    model = _build(path, content["architecture"], weights)
     mean, std = content["mean"], content["std"]
     if not (isinstance(mean, float) and isinstance(std, float) and math.isfinite(mean) and 0 < std < math.inf):
         raise WeightsError(f"{path} has an unusable mean or deviation: {mean!r}, {std!r}")
+    model = _build(content["architecture"], content.pop("weights"), path)
     return model.eval(), content
 
 
-def _build(path: Path, architecture: Any, weights: Any) -> nn.Module:
+def _build(architecture: Any, weights: Any, path: str | os.PathLike) -> nn.Module:
     """The named network with these weights, or WeightsError."""
     if not isinstance(architecture, str) or architecture not in NETWORKS:
         raise WeightsError(f"{path} is for the unknown network {architecture!r}: known are {', '.join(NETWORKS)}")
-    model = NETWORKS[architecture]()
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise WeightsError(f"{path} holds no tensors under the name weights")
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    with torch.device("meta"):  # shapes alone: no memory, and no random numbers drawn
+        model = NETWORKS[architecture]()
+
+    def kinds(tensors: dict[str, Tensor]) -> dict[str, tuple]:
+        return {name: (tuple(tensor.shape), tensor.dtype, tensor.layout) for name, tensor in tensors.items()}
+
+    expected, found = kinds(model.state_dict()), kinds(weights)
     if found != expected:
-        raise WeightsError(f"{path} does not fit {architecture}: its tensors are {found}, not {expected}")
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise WeightsError(f"{path} does not fit {architecture}: {', '.join(odd)} are missing, strange, "
+                           f"or of another shape or type")
+    if not all(tensor.device.type == "cpu" and tensor.isfinite().all() for tensor in weights.values()):
         raise WeightsError(f"{path} holds weights that are not finite")
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
     return model
 
 
@@ -125,9 +144,10 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        if time.time() - stale.stat().st_mtime > STALE_SECONDS:
-            stale.unlink(missing_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another writer may sweep as well
+            if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+                stale.unlink()
     # not mkstemp, which would leave a new file readable by its owner alone
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -166,15 +186,16 @@ FONTCONFIG = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "urn:fontconfig
 
 
 def graph_source(model: nn.Module) -> str:
-    """The network's computation graph in Graphviz's language, as torchviz sees it, in plain words.
+    """The computation graph of a network for (1, 1, 28, 28), in Graphviz's language and plain words.
 
-    Blue is what is given (an image, the parameters), grey what is computed, green the result.
+    It is torchviz's graph: blue is what is given (an image, the parameters), grey what is
+    computed, green the result.
     """
     image = torch.zeros(1, 1, 28, 28, requires_grad=True)
     source = make_dot(model(image), params={"image": image, **dict(model.named_parameters())}).source
     # each blue tensor reaches its operation through a node AccumulateGrad: let it point there itself
     for tensor, gradient in re.findall(r"(\d+) -> (\d+)\n\t\2 \[label=AccumulateGrad\]", source):
-        source = source.replace(gradient, tensor)
+        source = re.sub(rf"\b{gradient}\b", tensor, source)
     source = re.sub(r"\t(\d+) -> \1\n|\t\d+ \[label=AccumulateGrad\]\n", "", source)
     source = re.sub(r"label=(\w+)Backward\d+",
                     lambda match: f'label="{OPERATIONS.get(match[1], match[1])}"', source)
@@ -185,17 +206,22 @@ def graph_source(model: nn.Module) -> str:
 def draw_graph(model: nn.Module, path: str | os.PathLike) -> None:
     """Save a network's computation graph as a PNG, drawn by Graphviz.
 
-    An installed `dot` does it where there is one, else the Graphviz inside pygraphviz's wheel;
-    letters come from matplotlib's own font, so a machine without fonts draws them as well.
-    Raises RuntimeError with Graphviz's words where it draws nothing.
+    An installed `dot` does it where there is a working one, else the Graphviz inside
+    pygraphviz's wheel; letters come from matplotlib's own font, so a machine without fonts draws
+    them as well. Raises RuntimeError with Graphviz's words where it draws nothing.
     """
-    dot = shutil.which("dot")
-    command = [dot, "-Tpng"] if dot else [sys.executable, "-c", PYGRAPHVIZ]
+    commands = [[sys.executable, "-c", PYGRAPHVIZ]]
+    if dot := shutil.which("dot"):
+        commands.insert(0, [dot, "-Tpng"])
+    source = graph_source(model).encode()
     with tempfile.TemporaryDirectory() as folder:
         fonts = Path(folder, "fonts.conf")
-        fonts.write_text(FONTCONFIG.format(fonts=Path(matplotlib.get_data_path(), "fonts", "ttf"), cache=folder))
-        done = subprocess.run(command, input=graph_source(model).encode(), capture_output=True,
-                              env=os.environ | {"FONTCONFIG_FILE": str(fonts)})
-    if not done.stdout.startswith(b"\x89PNG"):
-        raise RuntimeError(f"Graphviz drew no picture: {done.stderr.decode(errors='replace').strip()}")
-    write_atomically(path, done.stdout)
+        fonts.write_text(FONTCONFIG.format(fonts=escape(str(Path(matplotlib.get_data_path(), "fonts", "ttf"))),
+                                           cache=escape(folder)), encoding="utf-8")
+        for command in commands:
+            done = subprocess.run(command, input=source, capture_output=True,
+                                  env=os.environ | {"FONTCONFIG_FILE": str(fonts)})
+            if done.stdout.startswith(b"\x89PNG") and done.stdout.endswith(b"IEND\xaeB`\x82"):
+                write_atomically(path, done.stdout)
+                return
+    raise RuntimeError(f"Graphviz drew no picture: {done.stderr.decode(errors='replace').strip()}")

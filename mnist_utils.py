@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IDX_DTYPES = {code: np.dtype(name) for code, name in
-              {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}.items()}
+IDX_DTYPES = {0x08: np.dtype(">u1"), 0x09: np.dtype(">i1"), 0x0B: np.dtype(">i2"),
+              0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4"), 0x0E: np.dtype(">f8")}
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_MAX_RATIO = 1032  # zlib's technical notes: no stream expands by more
 
@@ -39,6 +39,18 @@ class IDXError(ValueError):
     """A file is not the IDX file that it should be; the message names the file and the fault."""
 
 
+def open_idx(path: str | os.PathLike) -> BinaryIO:
+    """Open an IDX file for reading its bytes, through gzip where it is gzipped.
+
+    Raises IDXError for a directory, and OSError where the file cannot be opened.
+    """
+    if Path(path).is_dir():
+        raise IDXError(f"{path} is a directory, not an IDX file")
+    with open(path, "rb") as file:
+        zipped = file.read(2) == GZIP_MAGIC
+    return gzip.open(path) if zipped else open(path, "rb")
+
+
 def read_idx(path: str | os.PathLike) -> np.ndarray:
     """Read an IDX file, gzipped or not, into a new array of its own shape, in native byte order.
 
@@ -46,21 +58,17 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     no more. Raises IDXError where the file is wrong in any way, and OSError where it cannot be
     opened (FileNotFoundError where there is none).
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IDXError(f"{path} is a directory, not an IDX file")
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if file.peek(2)[:2] != GZIP_MAGIC:
-            return _read_idx(file, path, size, exact=True)
+    with open_idx(path) as stream:
+        size = os.path.getsize(path)
+        if not isinstance(stream, gzip.GzipFile):
+            return _read_idx(stream, path, size, exact=True)
         try:
-            with gzip.GzipFile(fileobj=file) as unzipped:
-                return _read_idx(unzipped, path, size * DEFLATE_MAX_RATIO, exact=False)
+            return _read_idx(stream, path, size * DEFLATE_MAX_RATIO, exact=False)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise IDXError(f"{path} is a damaged gzip file: {error}") from error
 
 
-def _read_idx(stream: BinaryIO, path: Path, size: int, exact: bool) -> np.ndarray:
+def _read_idx(stream: BinaryIO, path: str | os.PathLike, size: int, exact: bool) -> np.ndarray:
     """Read one IDX array from a stream of `size` bytes, or of at most that many if not `exact`."""
     header = stream.read(4)
     if not header:
@@ -103,7 +111,8 @@ def _read_idx(stream: BinaryIO, path: Path, size: int, exact: bool) -> np.ndarra
 def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
     """Write an array of one of IDX's six element types as an uncompressed IDX file.
 
-    Raises ValueError for another element type, or for a dimension too long for 32 bits.
+    The folder is made where it is missing. Raises ValueError for another element type, or for a
+    dimension too long for 32 bits.
     """
     array = np.asarray(array)
     dtype = array.dtype.newbyteorder(">")
@@ -113,6 +122,7 @@ def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
         raise ValueError(f"IDX has no element type for {array.dtype}: it knows {names}")
     if any(length >= 2**32 for length in array.shape):
         raise ValueError(f"IDX counts with 32 bits: the shape {array.shape} is too long for it")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         file.write(struct.pack(f">BBBB{array.ndim}I", 0, 0, codes[dtype], array.ndim, *array.shape))
         array.astype(dtype, copy=False).tofile(file)
@@ -127,7 +137,7 @@ def load_split(split: str, root: str | os.PathLike = "dataset") -> tuple[np.ndar
     """
     if split not in FILES:
         raise ValueError(f"there is no split {split!r}: choose from {', '.join(FILES)}")
-    images_path, labels_path = (_find(Path(root), name) for name in FILES[split])
+    images_path, labels_path = (find_idx(root, name) for name in FILES[split])
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE:
         raise IDXError(f"{images_path} holds {images.dtype} of the shape {images.shape}, "
@@ -145,48 +155,48 @@ def load_split(split: str, root: str | os.PathLike = "dataset") -> tuple[np.ndar
     return images, labels
 
 
-def _find(root: Path, name: str) -> Path:
-    """The file of that name below root, or its gzipped form."""
-    for path in (root / name, root / f"{name}.gz"):
-        if path.exists():
-            return path
+def find_idx(root: str | os.PathLike, name: str) -> Path:
+    """The file of that name below root, or its gzipped form; FileNotFoundError where both are missing."""
+    path = Path(root, name).resolve()
+    for candidate in (path, path.with_name(f"{path.name}.gz")):
+        if candidate.exists():
+            return candidate
     raise FileNotFoundError(
-        f"{root / name} is missing, and so is {name}.gz: for MNIST itself "
+        f"{path} is missing, and so is {path.name}.gz: for MNIST itself "
         f"`git checkout -- dataset` restores it, for other data see dataset/README.md")
 
 
 def mean_std(images: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels of uint8 images, on the scale 0 to 1.
+    """Mean and standard deviation of all pixels of uint8 images (N, ...), on the scale 0 to 1.
 
     Exact up to the last rounding: both follow from the integer histogram h of the 256 grey
-    levels v, as mean = Σhv / Σh and variance = Σhv² / Σh - mean². Raises ValueError for images
+    levels v, as mean = Σhv / Σh and variance = Σhv² / Σh - mean². Raises ValueError for pixels
     of another type, or none.
     """
     if images.dtype != np.uint8 or not images.size:
-        raise ValueError(f"needs at least one uint8 pixel, got {images.dtype} {images.shape}")
-    histogram = sum(np.bincount(image.ravel(), minlength=256) for image in _blocks(images))
+        raise ValueError(f"needs at least one uint8 pixel, got {images.dtype} of the shape {images.shape}")
+    # in blocks, because bincount widens its input to 64 bits
+    blocks = np.array_split(images.reshape(-1), math.ceil(images.size / 2**20))
+    histogram = sum(np.bincount(block, minlength=256) for block in blocks)
     count, total, squares = (int(histogram @ np.arange(256) ** power) for power in range(3))
-    mean = total / count
-    return mean / 255, math.sqrt(squares * count - total * total) / count / 255
-
-
-def _blocks(images: np.ndarray) -> list[np.ndarray]:
-    """Views of at most about a megabyte: bincount widens its input to 64 bits."""
-    return np.array_split(images, math.ceil(images.nbytes / 2**20))
+    return total / count / 255, math.sqrt(squares * count - total * total) / count / 255
 
 
 def normalize(images: np.ndarray | Tensor, mean: float, std: float) -> Tensor:
-    """uint8 images (N, 28, 28) → the network's input (N, 1, 28, 28), float32, mean 0, deviation 1."""
-    pixels = torch.as_tensor(images).unsqueeze(1).float()
-    return pixels.sub_(255 * mean).div_(255 * std)
+    """Images (N, 28, 28) of grey levels 0 to 255 → the network's input (N, 1, 28, 28), float32.
+
+    `mean` and `std` are on the scale 0 to 1, as `mean_std` gives them; images that have them
+    come out with mean 0 and deviation 1.
+    """
+    return (torch.as_tensor(images).unsqueeze(1).float() - 255 * mean) / (255 * std)
 
 
 def batches(images: Tensor, labels: Tensor, size: int,
             generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images and labels once, in a random order, `size` at a time; the last batch may be short.
+    """All images (N, ...) and labels (N,) once, in a random order, `size` at a time.
 
-    Only the order is drawn up front; a batch is gathered when it is asked for, so an epoch needs
-    no second copy of the images.
+    The last batch may be short. Only the order is drawn up front, a batch is gathered when it is
+    asked for, so an epoch needs no second copy of the images.
     """
     order = torch.randperm(len(images), generator=generator)
     for index in order.split(size):

@@ -14,21 +14,27 @@ import pytest
 
 NOTEBOOKS = ["workspace.ipynb", "playground.ipynb"]
 OUTPUT = "MNIST_OUTPUT"
+BEFORE = pytest.StashKey[str | None]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[BEFORE] = os.environ.get(OUTPUT)
     os.environ[OUTPUT] = tempfile.mkdtemp(prefix="mnist-")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ.pop(OUTPUT), ignore_errors=True)
+    if config.stash[BEFORE] is not None:
+        os.environ[OUTPUT] = config.stash[BEFORE]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    names = [item.path.name for item in items]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: NOTEBOOKS.index(item.path.name) if item.path.name in NOTEBOOKS else len(NOTEBOOKS))
-    weights = config.rootpath / "MNIST-MODEL.pth"
-    if NOTEBOOKS[0] not in names and weights.exists():
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    weights = session.config.rootpath / "MNIST-MODEL.pth"
+    if weights.exists() and not any(item.path.name == NOTEBOOKS[0] for item in session.items):
         shutil.copy(weights, os.environ[OUTPUT])
 
 

@@ -4,6 +4,9 @@ A bar counts each notebook's cells and shows the last line printed. A notebook i
 once all its cells have run; after an error, or Ctrl-C, it is as it was.
 """
 
+import asyncio
+import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -12,37 +15,56 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 class Client(NotebookClient):
-    """nbclient that shows on a bar how far it is."""
+    """nbclient that shows on a bar how far it is, and that Ctrl-C ends."""
 
     def __init__(self, notebook: nbformat.NotebookNode, bar: tqdm, **options) -> None:
-        super().__init__(notebook, on_cell_start=self.advance, **options)
+        super().__init__(notebook, on_notebook_start=self.restore_ctrl_c, on_cell_start=self.advance, **options)
         self.bar = bar
+
+    def restore_ctrl_c(self, notebook: nbformat.NotebookNode) -> None:
+        """nbclient's own handler stops the kernel and then trips over its absence."""
+        with contextlib.suppress(NotImplementedError):  # on Windows there is no such handler
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
     def advance(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         self.bar.update(cell_index - self.bar.n)
 
     def process_message(self, msg: dict, cell: nbformat.NotebookNode, cell_index: int):
         if msg["msg_type"] == "stream" and (text := msg["content"]["text"].strip()):
-            self.bar.set_postfix_str(text.splitlines()[-1][:60])
+            self.bar.set_postfix_str(text.splitlines()[-1][:90])
         return super().process_message(msg, cell, cell_index)
 
 
 def run(path: Path) -> None:
     """Execute a notebook from a fresh kernel in its own folder, and store its outputs in it."""
     notebook = nbformat.read(path, as_version=4)
-    with tqdm(total=len(notebook.cells), unit="cell", desc=path.name) as bar:
-        Client(notebook, bar, timeout=None, record_timing=False, coalesce_streams=True,
+    with tqdm(total=len(notebook.cells), desc=path.name,
+              bar_format="{desc}: cell {n_fmt} of {total_fmt}, {elapsed}{postfix}") as bar:
+        Client(notebook, bar, kernel_name="python3", timeout=None, record_timing=False, coalesce_streams=True,
                resources={"metadata": {"path": path.resolve().parent}},
-               extra_arguments=["--log-level=ERROR"],  # no warning that loopback is not encrypted
-               ).execute()
+               # the kernel's own log would speak of unencrypted loopback, and of its end after Ctrl-C
+               shutdown_kernel="immediate", extra_arguments=["--log-level=CRITICAL"]).execute()
         bar.set_postfix_str("")
         bar.update(len(notebook.cells) - bar.n)
-    notebook.metadata.language_info = {"name": "python"}  # the rest differs with the Python at hand
+    tidy(notebook)
     finished = path.with_suffix(".ipynb.tmp")
     nbformat.write(notebook, finished)
     finished.replace(path)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Drop what says nothing to a reader: dead progress bars, and details of this Python."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
 
 
 if __name__ == "__main__":
@@ -52,4 +74,4 @@ if __name__ == "__main__":
         except CellExecutionError as error:
             sys.exit(f"{name} was left as it was, because a cell failed:\n{error}")
         except KeyboardInterrupt:
-            sys.exit(f"{name} was left as it was: interrupted")
+            sys.exit(f"\n{name} was left as it was: interrupted")

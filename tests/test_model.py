@@ -59,12 +59,13 @@ def test_the_graph_speaks_in_plain_words():
     assert "Backward" not in source and "Accumulate" not in source
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_the_graph_is_drawn_with_and_without_an_installed_dot(installed, tmp_path, monkeypatch):
-    if installed and not shutil.which("dot"):
+@pytest.mark.parametrize("dot", ["installed", "missing", "broken"])
+def test_the_graph_is_drawn_whatever_dot_there_is(dot, tmp_path, monkeypatch):
+    if dot == "installed" and not shutil.which("dot"):
         pytest.skip("no dot is installed here")
-    if not installed:
-        monkeypatch.setattr(mnist_model.shutil, "which", lambda name: None)
+    if dot != "installed":
+        found = {"missing": None, "broken": sys.executable}[dot]
+        monkeypatch.setattr(mnist_model.shutil, "which", lambda name: found)
     draw_graph(MNIST_CNN(), tmp_path / "new" / "graph.png")
     picture = Image.open(tmp_path / "new" / "graph.png").convert("L")
     assert picture.width > 400 and picture.height > 600
@@ -96,11 +97,34 @@ def test_the_file_opens_without_this_project(weights):
     assert done.stdout == "8\n", done.stderr
 
 
-def test_a_fact_that_is_no_plain_value_is_refused_and_the_old_file_stays(weights):
+class Unknown(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize("model, options, fault", [
+    (MNIST_CNN(), {"model": MNIST_CNN()}, "plain values"),
+    (MNIST_CNN(), {"callback": lambda: None}, "cannot be saved"),
+    (MNIST_CNN(), {"std": 0}, "unusable"),
+    (MNIST_CNN(), {"mean": float("nan")}, "unusable"),
+    (Unknown(2, 2), {}, "unknown network 'Unknown'"),
+])
+def test_what_could_not_be_loaded_is_not_saved_and_the_old_file_stays(model, options, fault, weights):
     before = weights.read_bytes()
-    with pytest.raises(ValueError, match="plain values"):
-        save_weights(weights, MNIST_CNN(), mean=0.25, std=0.5, model=MNIST_CNN())
+    with pytest.raises(ValueError, match=fault):
+        save_weights(weights, model, **{"mean": 0.25, "std": 0.5} | options)
     assert weights.read_bytes() == before
+
+
+def test_facts_cannot_replace_the_weights(weights):
+    save_weights(weights, MNIST_CNN(), mean=0, std=1, weights={}, architecture="other")
+    _, facts = load_weights(weights)
+    assert facts == {"architecture": "MNIST_CNN", "mean": 0.0, "std": 1.0}
+
+
+def test_loading_draws_no_random_numbers(weights):
+    state = torch.get_rng_state()
+    load_weights(weights)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_missing_file_says_how_to_make_it(tmp_path):
@@ -112,7 +136,7 @@ def test_a_missing_file_says_how_to_make_it(tmp_path):
 def test_a_truncated_file_is_refused(share, weights):
     data = weights.read_bytes()
     weights.write_bytes(data[:int(share * len(data))])
-    with pytest.raises(WeightsError, match="is damaged") as caught:
+    with pytest.raises(WeightsError, match="is truncated, damaged or no weights file") as caught:
         load_weights(weights)
     assert str(weights) in str(caught.value)
 
@@ -126,6 +150,10 @@ def changed(**changes):
     return lambda content: content | changes
 
 
+def bias(tensor):
+    return lambda content: content | {"weights": content["weights"] | {"fc2.bias": tensor}}
+
+
 @pytest.mark.parametrize("change, fault", [
     (lambda content: MNIST_CNN(), "more than tensors and plain values"),
     (lambda content: content | {"extra": Attack()}, "more than tensors and plain values"),
@@ -136,9 +164,12 @@ def changed(**changes):
     (changed(weights={}), "does not fit MNIST_CNN"),
     (changed(weights=[1]), "holds no tensors"),
     (changed(weights={"conv1.weight": 1.0}), "holds no tensors"),
-    (lambda content: content | {"weights": content["weights"] | {"fc2.bias": torch.zeros(11)}}, "does not fit"),
-    (lambda content: content | {"weights": content["weights"] | {"fc2.bias": torch.full((10,), torch.nan)}},
-     "not finite"),
+    (bias(torch.zeros(11)), "does not fit MNIST_CNN: fc2.bias"),
+    (bias(torch.zeros(10, dtype=torch.float64)), "does not fit MNIST_CNN: fc2.bias"),
+    (bias(torch.zeros(10, dtype=torch.complex64)), "does not fit MNIST_CNN: fc2.bias"),
+    (bias(torch.zeros(10).to_sparse()), "no weights file|does not fit"),
+    (bias(torch.zeros(10, device="meta")), "not finite"),
+    (bias(torch.full((10,), torch.nan)), "not finite"),
     (changed(std=0.0), "unusable mean or deviation"),
     (changed(mean="0.13"), "unusable mean or deviation"),
 ])
@@ -153,14 +184,34 @@ def test_a_foreign_file_is_refused_and_nothing_in_it_runs(change, fault, weights
 def test_another_kind_of_file_is_refused(tmp_path):
     for data in (b"not weights", (ROOT / "README.md").read_bytes(), (ROOT / "figures/loss.png").read_bytes()):
         (tmp_path / "weights.pth").write_bytes(data)
-        with pytest.raises(WeightsError, match="is damaged"):
+        with pytest.raises(WeightsError, match="is truncated, damaged or no weights file"):
             load_weights(tmp_path / "weights.pth")
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError, match="is a directory"):
         load_weights(tmp_path)
 
 
 # write_atomically
 
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be replaced on Windows")
+def test_a_reader_of_the_old_file_keeps_it_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        write_atomically(path, b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_the_bytes_are_on_the_disk_before_they_have_the_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
+    write_atomically(tmp_path / "file", b"new")
+    assert calls == (["fsync", "replace", "fsync"] if os.name == "posix" else ["fsync", "replace"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and permissions are otherwise on Windows")
 def test_permissions_and_links_are_kept(weights):
     weights.chmod(0o640)
     link = weights.with_name("link.pth")
@@ -184,10 +235,10 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(weights):
 
 
 def test_old_temporaries_are_swept_away_and_young_ones_left_to_their_writer(tmp_path):
-    old, young, other = (tmp_path / name for name in (".file.1.tmp", ".file.2.tmp", ".else.1.tmp"))
+    old, young, other = (tmp_path / name for name in (".a[b].1.tmp", ".a[b].2.tmp", ".else.1.tmp"))
     for path in (old, young, other):
         path.write_bytes(b"half")
     for path in (old, other):
         os.utime(path, (time.time() - 7200,) * 2)
-    write_atomically(tmp_path / "file", b"whole")
+    write_atomically(tmp_path / "a[b]", b"whole")
     assert not old.exists() and young.exists() and other.exists()

@@ -3,7 +3,13 @@
 Running them, and comparing their outputs, is nbval's part: pyproject.toml has its flags.
 """
 
+import ast
+import gzip
+import os
 import re
+import signal
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,14 +24,20 @@ from mnist_train import evaluate
 from mnist_utils import FILES, load_split, write_idx
 
 ROOT = Path(__file__).parents[1]
-FIGURES = {"loss.png": (1350, 525), "confusion.png": (900, 780), "pred.png": (1350, 660),
+PAPERMILL = {"cwd": ROOT, "kernel_name": "python3", "progress_bar": False}
+FIGURES = {"loss.png": (1350, 525), "confusion.png": (900, 780), "pred.png": (1350, 750),
            "mnist_cnn_graph.png": (655, 930)}
-MACHINE_PATH = re.compile(r"/(home|root|tmp|work|Users|usr|opt|var)/|[A-Z]:\\\\")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|tmp|work|mnt|Users|usr|opt|var)/|\b[A-Z]:\\|~/")
 
 
-@pytest.fixture(scope="module", params=["workspace.ipynb", "playground.ipynb"])
-def cells(request) -> list[nbformat.NotebookNode]:
-    notebook = nbformat.read(ROOT / request.param, as_version=4)
+@pytest.fixture(params=["workspace.ipynb", "playground.ipynb"])
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def cells(name) -> list[nbformat.NotebookNode]:
+    notebook = nbformat.read(ROOT / name, as_version=4)
     nbformat.validate(notebook)
     return notebook.cells
 
@@ -49,8 +61,17 @@ def test_stored_outputs_are_from_one_clean_run(cells):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
-    texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
-    assert not [text for text in texts if MACHINE_PATH.search(text)]
+
+
+def test_no_path_of_a_machine_is_stored(name):
+    for path in ("/home/me/a", "saved in /tmp/a", r"C:\Users\me", "~/a"):
+        assert MACHINE_PATH.search(path)
+    notebook = nbformat.read(ROOT / name, as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for kind in ("image/png", "image/jpeg"):
+                output.get("data", {}).pop(kind, None)
+    assert not MACHINE_PATH.search(nbformat.writes(notebook).replace("\\\\", "\\"))
 
 
 def test_each_code_cell_is_short_and_led_in_by_a_sentence(cells):
@@ -65,15 +86,17 @@ def test_each_code_cell_is_short_and_led_in_by_a_sentence(cells):
 def test_what_is_not_compared_is_asserted(cells):
     ignored = [cell for cell in cells if "nbval-ignore-output" in tags(cell)]
     assert len(ignored) <= len([cell for cell in cells if cell.cell_type == "code"]) / 4
-    assert all("assert " in cell.source for cell in ignored)
+    for cell in ignored:
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source))), cell.source
     assert sum("parameters" in tags(cell) for cell in cells) == 1
     assert not {tag for cell in cells for tag in tags(cell)} - {"nbval-ignore-output", "parameters"}
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_figures_have_their_size_and_something_on_them(name, made):
-    picture = Image.open(made / "figures" / name)
-    assert picture.size == pytest.approx(FIGURES[name], rel=0.1)  # an installed dot lays out a little differently
+@pytest.mark.parametrize("figure", FIGURES)
+def test_figures_have_their_size_and_something_on_them(figure, made):
+    picture = Image.open(made / "figures" / figure)
+    tolerance = 0.3 if figure == "mnist_cnn_graph.png" else 0.01  # each Graphviz measures letters its own way
+    assert picture.size == pytest.approx(FIGURES[figure], rel=tolerance)
     assert 0.02 < (np.asarray(picture.convert("L")) < 200).mean() < 0.6
 
 
@@ -84,11 +107,26 @@ def test_the_weights_reach_the_accuracy_that_they_state(made):
     assert facts["test_accuracy"] >= 0.992
 
 
-def test_readme_notebook_and_weights_state_one_accuracy():
+def test_notebooks_and_weights_state_one_accuracy():
     _, facts = load_weights(ROOT / "MNIST-MODEL.pth")
     stated = f"{facts['test_accuracy']:.2%}"
     assert f"test accuracy {stated}" in (ROOT / "workspace.ipynb").read_text("utf-8")
-    assert stated.replace("%", " %") in (ROOT / "README.md").read_text("utf-8")
+    assert f"{stated} of the test images right" in (ROOT / "playground.ipynb").read_text("utf-8")
+
+
+def test_the_readme_states_what_the_committed_notebook_shows():
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "workspace.ipynb"], cwd=ROOT).returncode
+    if changed:
+        pytest.skip("workspace.ipynb has been run here since it was committed")
+    notebook = nbformat.read(ROOT / "workspace.ipynb", as_version=4)
+    shown = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    accuracy, low, high = re.search(r"test accuracy (.+)%, 95 % interval (.+)% to (.+)%", shown).groups()
+    wrong = re.search(r"(\d+) of 10,000 images wrong", shown)[1]
+    assert f"**{accuracy} %**" in readme
+    assert f"{accuracy} % ({wrong} of 10,000 wrong; 95 % interval {low} % to {high} %)" in readme
+    seconds = sum(map(float, re.findall(r"training loss \S+, (\S+) s\n", shown)))
+    assert f"| {seconds:.0f} s |" in readme
 
 
 def test_papermill_sets_parameters_data_and_folders(tmp_path, monkeypatch):
@@ -97,14 +135,15 @@ def test_papermill_sets_parameters_data_and_folders(tmp_path, monkeypatch):
     images, labels = load_split("test", ROOT / "dataset")
     for split, part in (("train", slice(0, 1500)), ("test", slice(5000, 5600))):
         for name, array in zip(FILES[split], (images[part], labels[part])):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
             write_idx(tmp_path / name, array)
+            if split == "train":  # as Fashion-MNIST and others come
+                (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+                (tmp_path / name).unlink()
     settings = {"DATASET": str(tmp_path), "MODEL_PATH": str(tmp_path / "weights" / "small.pth")}
     training = {"EPOCHS": 4, "BATCH_SIZE": 50, "VALIDATION": 300, "SEED": 7, "FIGURES": str(tmp_path / "pictures")}
     looking = {"CHOSEN": [599], "FOLLOWED": 5}
     for name, parameters in (("workspace", settings | training), ("playground", settings | looking)):
-        papermill.execute_notebook(ROOT / f"{name}.ipynb", tmp_path / f"{name}.ipynb", parameters, cwd=ROOT,
-                                   progress_bar=False)
+        papermill.execute_notebook(ROOT / f"{name}.ipynb", tmp_path / f"{name}.ipynb", parameters, **PAPERMILL)
     _, facts = load_weights(tmp_path / "weights" / "small.pth")
     assert facts["training"]["epochs"] == 4 and facts["training"]["seed"] == 7
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(FIGURES)
@@ -114,4 +153,54 @@ def test_papermill_sets_parameters_data_and_folders(tmp_path, monkeypatch):
 def test_a_playground_without_weights_says_what_to_do(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=r"nothing\.pth is missing: run workspace\.ipynb"):
         papermill.execute_notebook(ROOT / "playground.ipynb", tmp_path / "playground.ipynb",
-                                   {"MODEL_PATH": str(tmp_path / "nothing.pth")}, cwd=ROOT, progress_bar=False)
+                                   {"MODEL_PATH": str(tmp_path / "nothing.pth")}, **PAPERMILL)
+
+
+# what `make` runs
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """A notebook of two cells, the second of which waits, saved under a kernel that is not here."""
+    path = tmp_path / "small.ipynb"
+    cells = [nbformat.v4.new_code_cell(source) for source in ("print('first')", "import time; time.sleep(WAIT)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {
+        "name": "elsewhere", "display_name": "Elsewhere", "language": "python"}}), path)
+    return path
+
+
+def run_notebooks(path: Path, wait: str, **options) -> subprocess.Popen:
+    path.write_text(path.read_text("utf-8").replace("WAIT", wait), "utf-8")
+    return subprocess.Popen([sys.executable, ROOT / "tests" / "run_notebooks.py", path], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def test_run_notebooks_stores_the_outputs_of_a_clean_run(small):
+    process = run_notebooks(small, "0")
+    assert process.wait(60) == 0, process.stdout.read()
+    notebook = nbformat.read(small, as_version=4)
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2]
+    assert notebook.cells[0].outputs[0].text == "first\n"
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert [path.name for path in small.parent.iterdir()] == [small.name]
+
+
+def test_run_notebooks_leaves_a_failing_notebook_as_it_was(small):
+    process = run_notebooks(small, "nonsense")
+    before = small.read_bytes()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "left as it was, because a cell failed" in output
+    assert "name 'nonsense' is not defined" in output
+    assert small.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_ctrl_c_leaves_the_notebook_as_it_was(small):
+    process = run_notebooks(small, "60")
+    before = small.read_bytes()
+    seen = ""
+    while "first" not in seen:
+        seen += process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 1 and "left as it was: interrupted" in output and "Traceback" not in output
+    assert small.read_bytes() == before

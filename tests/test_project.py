@@ -7,9 +7,11 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+from mnist_utils import load_split
+
 ROOT = Path(__file__).parents[1]
 CARD = {"torch", "torchvision", "numpy", "matplotlib", "scikit-learn", "tqdm", "torchinfo", "torchviz", "jupyterlab",
-        "nbval"}
+        "nbval", "ipywidgets"}
 
 
 def pins() -> list[str]:
@@ -25,6 +27,15 @@ def test_every_package_is_pinned_and_the_pins_are_what_is_tested():
     named = dict(pin.split("==") for pin in pins())
     assert named.keys() >= CARD
     assert {name: version(name).split("+")[0] for name in named} == named
+
+
+def test_the_example_in_the_data_s_readme_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.+?)```", (ROOT / "dataset" / "README.md").read_text("utf-8"), re.S)[1]
+    images, labels = load_split("test", ROOT / "dataset")
+    exec(code, {"train_images": images[:9], "train_labels": labels[:9], "test_images": images, "test_labels": labels})
+    for split, count in (("train", 9), ("test", 10_000)):
+        assert len(load_split(split, "my")[0]) == count
 
 
 def test_ruff_accepts_code_and_notebooks():
