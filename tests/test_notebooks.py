@@ -78,7 +78,7 @@ def test_each_code_cell_is_short_and_led_in_by_a_sentence(cells):
     for before, cell in pairwise(cells):
         if cell.cell_type == "code":
             assert before.cell_type == "markdown" and before.source.rstrip()[-1] in ".:?", cell.source
-            assert len(cell.source.splitlines()) <= 22, cell.source
+            assert len(cell.source.splitlines()) <= 20, cell.source
     lengths = [len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code"]
     assert np.median(lengths) <= 9
 
