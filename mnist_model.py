@@ -52,7 +52,7 @@ NETWORKS: dict[str, type[nn.Module]] = {"MNIST_CNN": MNIST_CNN}
 
 
 class WeightsError(ValueError):
-    """A weights file cannot be used; the message names the file and says why."""
+    """A file of weights, or a checkpoint, cannot be used; the message names the file and says why."""
 
 
 def save_weights(path: str | os.PathLike, model: nn.Module, /, *, mean: float, std: float,
@@ -74,7 +74,7 @@ def save_weights(path: str | os.PathLike, model: nn.Module, /, *, mean: float, s
         torch.save(content, buffer)
     except Exception as error:
         raise ValueError(f"{path} was not written: it would hold what cannot be saved ({error})") from error
-    _parse(buffer.getvalue(), path)
+    _parse(plain_values(buffer.getvalue(), path), path)
     write_atomically(path, buffer.getvalue())
 
 
@@ -90,19 +90,26 @@ def load_weights(path: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
         raise FileNotFoundError(f"{path} is missing: run workspace.ipynb (or `make`), which trains and saves it")
     if Path(path).is_dir():
         raise WeightsError(f"{path} is a directory, not a weights file")
-    return _parse(Path(path).read_bytes(), path)
+    return _parse(plain_values(Path(path).read_bytes(), path), path)
 
 
-def _parse(data: bytes, path: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
-    """What `load_weights` returns, from the file's bytes; `path` is for the messages."""
+def plain_values(data: bytes, path: str | os.PathLike) -> Any:
+    """What torch.save made `data` from, if that is tensors and plain values alone; `path` is for the messages.
+
+    Nothing is executed. Raises WeightsError for damaged data, and for anything else in it.
+    """
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch raises a dozen types for damaged files
         if isinstance(error, pickle.UnpicklingError) and " GLOBAL " in str(error):
             raise WeightsError(f"{path} holds more than tensors and plain values, so it was not read") from error
         raise WeightsError(f"{path} is truncated, damaged or no weights file at all") from error
+
+
+def _parse(content: Any, path: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
+    """What `load_weights` returns, from what the file holds."""
     if not isinstance(content, dict) or not content.keys() >= WEIGHTS_KEYS:
         raise WeightsError(f"{path} is not one of this project's weights files: "
                            f"those hold {', '.join(sorted(WEIGHTS_KEYS))}")

@@ -198,6 +198,6 @@ def batches(images: Tensor, labels: Tensor, size: int,
     The last batch may be short. Only the order is drawn up front, a batch is gathered when it is
     asked for, so an epoch needs no second copy of the images.
     """
-    order = torch.randperm(len(images), generator=generator)
+    order = torch.randperm(len(images), generator=generator).to(images.device)
     for index in order.split(size):
         yield images[index], labels[index]

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import mnist_train
 from mnist_model import MNIST_CNN
-from mnist_train import evaluate, predict, random_warp, train
+from mnist_train import evaluate, predict, train, warp, warp_amounts
 from mnist_utils import load_split, mean_std
 
 ROOT = Path(__file__).parents[1]
@@ -61,17 +61,19 @@ def test_the_seed_alone_changes_order_and_warps():
 
 def test_training_sees_warped_images(monkeypatch):
     seen = []
-    monkeypatch.setattr(mnist_train, "random_warp", lambda images, generator: seen.append(len(images)) or images)
+    monkeypatch.setattr(mnist_train, "warp", lambda images, amounts: seen.append(len(images)) or images)
     trained(epochs=1)
+    assert sum(seen) == len(TRAIN[0])
+    trained(epochs=1, augment=False)
     assert sum(seen) == len(TRAIN[0])
 
 
-def test_the_training_loss_is_a_mean_over_images_not_over_batches(monkeypatch):
+def test_the_training_loss_is_a_mean_over_images_not_over_batches():
     """Weights that stand still and a short last batch: only the mean over images equals evaluate's."""
-    monkeypatch.setattr(mnist_train, "random_warp", lambda images, generator: images)
     model, _ = trained()
     images, labels = TRAIN[0][:65], TRAIN[1][:65]
-    history = list(train(model, (images, labels), VALIDATION, **RECIPE | {"epochs": 1, "learning_rate": 1e-12}))
+    still = {"epochs": 1, "learning_rate": 1e-12, "augment": False, "amp": False}
+    history = list(train(model, (images, labels), VALIDATION, **RECIPE | still))
     loss, _ = evaluate(model, images, labels, **SCALE)
     assert history[0].train_loss == pytest.approx(loss, rel=1e-4)
 
@@ -93,6 +95,19 @@ def test_the_bar_counts_every_batch_of_an_epoch():
     with tqdm(file=io.StringIO()) as bar:
         trained(epochs=2, batch_bar=bar)
         assert (bar.n, bar.total) == (33, 33)
+
+
+def test_bfloat16_learns_as_well():
+    _, plain = trained(amp=False)
+    _, mixed = trained(amp=True)
+    assert [epoch.train_loss for epoch in plain] != [epoch.train_loss for epoch in mixed]
+    assert mixed[-1].val_accuracy == pytest.approx(plain[-1].val_accuracy, abs=0.02)
+
+
+def test_patience_stops_once_the_best_epoch_is_long_past():
+    _, history = trained(epochs=30, learning_rate=1e-12, patience=2)
+    assert len(history) == 3  # nothing is learned, so the first epoch stays the best
+    assert len(trained(epochs=3, patience=2)[1]) == 3
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice():
@@ -125,12 +140,12 @@ def test_predict_evaluates_and_leaves_the_mode_alone(mode):
     assert model.training is mode
 
 
-# random_warp
+# warp
 
 def test_the_centre_moves_by_little_and_by_each_image_s_own_amount():
     dot = torch.zeros(500, 28, 28, dtype=torch.uint8)
     dot[:, 13:15, 13:15] = 255
-    warped = random_warp(dot, torch.Generator().manual_seed(0))
+    warped = warp(dot, warp_amounts(500, torch.Generator().manual_seed(0)))
     assert warped.shape == dot.shape and warped.dtype == torch.float32
     assert warped.min() >= 0 and warped.max() < 255.01
     y, x = torch.meshgrid(torch.arange(28.0) - 13.5, torch.arange(28.0) - 13.5, indexing="ij")
@@ -145,7 +160,7 @@ def test_lines_are_turned_sheared_and_scaled():
     level[:, 13:15, 6:22] = 255
     tilts, lengths = [], []
     for line, axis in ((upright, 1), (level, 2)):
-        warped = random_warp(line, torch.Generator().manual_seed(1))
+        warped = warp(line, warp_amounts(500, torch.Generator().manual_seed(1)))
         y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
         total = warped.sum((1, 2))
         cx, cy = ((warped * grid).sum((1, 2)) / total for grid in (x, y))

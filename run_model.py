@@ -1,0 +1,244 @@
+"""Train and test the networks of this project from the command line.
+
+    python run_model.py --mode both                 train, then test
+    python run_model.py --mode train --resume       go on where a training was stopped
+    torchrun --nproc-per-node=2 run_model.py --mode train
+
+A training keeps three files: the weights of its best epoch under --model-path, those of its last
+epoch beside it (.final.pth), and the checkpoint that --resume goes on from (.checkpoint; the one
+of the training before it becomes .old.checkpoint).
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+from sklearn.metrics import classification_report
+from sklearn.model_selection import train_test_split
+from torch import nn
+from tqdm import tqdm
+
+from mnist_model import NETWORKS, load_weights, save_weights, write_atomically
+from mnist_train import predict, read_checkpoint, train
+from mnist_utils import load_split, mean_std
+
+OUTPUT = Path(os.environ.get("MNIST_OUTPUT", "."))
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of argparse's usage and line."""
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+    return number
+
+
+def parser() -> Parser:
+    options = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = options.add_argument
+    add("--mode", choices=["train", "test", "both"], default="both", help="what to do (default: both)")
+    add("--model-path", type=Path, default=OUTPUT / "MNIST-MODEL.pth", help="the weights file (default: %(default)s)")
+    add("--data", default="dataset", help="a folder with train/ and test/ (default: %(default)s)")
+    add("--model", choices=sorted(NETWORKS), default="MNIST_CNN", help="the network to train (default: %(default)s)")
+    add("--epochs", type=count, default=12, help="passes over the training images (default: %(default)s)")
+    add("--batch-size", type=count, default=128, help="images per step, over all processes (default: %(default)s)")
+    add("--learning-rate", type=rate, default=4e-3, help="the highest of the schedule (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights, order and warps (default: %(default)s)")
+    add("--early-stopping", type=count, metavar="N", help="stop after N epochs without a better validation accuracy")
+    add("--resume", action="store_true", help="go on from the checkpoint, to the very same weights")
+    add("--augment", action=argparse.BooleanOptionalAction, default=True, help="warp the training images at random")
+    add("--amp", action=argparse.BooleanOptionalAction, help="compute in bfloat16 (default: where the hardware does)")
+    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
+    add("--no-cuda", action="store_true", help="the CPU, even where there is a GPU")
+    add("--test-samples", type=count, default=20, metavar="N", help="test images in the picture (default: 20)")
+    add("--log-dir", type=Path, help="write TensorBoard's scalars, graph and images into this folder")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        with process_group(options):
+            if options.mode in ("train", "both"):
+                train_model(options)
+            if options.mode in ("test", "both") and is_first():
+                test_model(options)
+    except (OSError, ValueError, ArithmeticError) as error:
+        print(f"run_model.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("run_model.py: interrupted; --resume goes on from the last whole epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextlib.contextmanager
+def process_group(options: argparse.Namespace) -> Iterator[None]:
+    """Join the processes that torchrun has started, if it has."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    dist.init_process_group("nccl" if pick_device(options).type == "cuda" else "gloo")
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def pick_device(options: argparse.Namespace) -> torch.device:
+    """The device asked for, or the best one; each process of several takes its own GPU."""
+    if options.no_cuda:
+        return torch.device("cpu")
+    if not options.device:
+        best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        if best.type == "cuda":
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return best
+    try:
+        device = torch.device(options.device)
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend has its own
+        raise ValueError(f"--device {options.device} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def train_model(options: argparse.Namespace) -> None:
+    """Train, save the best and the last epoch's weights, and print the best one's test accuracy."""
+    device = pick_device(options)
+    images, labels = load_split("train", options.data)
+    mean, std = mean_std(images)
+    train_images, val_images, train_labels, val_labels = train_test_split(
+        images, labels, test_size=min(5_000, len(images) // 6), stratify=labels, random_state=options.seed)
+    torch.manual_seed(options.seed)
+    model = NETWORKS[options.model]().to(device)
+    checkpoint = options.model_path.with_suffix(".checkpoint")
+    if is_first() and checkpoint.exists() and not options.resume:
+        checkpoint.replace(options.model_path.with_suffix(".old.checkpoint"))
+
+    quiet = not is_first()
+    bar = {"disable": quiet, "delay": 0.5}  # a training that cannot begin ends in one line, without bars
+    with tqdm(total=options.epochs, desc="epochs", unit="epoch", **bar) as epoch_bar, \
+            tqdm(desc="batches", unit="batch", leave=False, **bar) as batch_bar, logger(options) as log:
+        for epoch in train(
+                model, (train_images, train_labels), (val_images, val_labels), mean=mean, std=std,
+                epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate,
+                seed=options.seed, augment=options.augment, amp=options.amp, patience=options.early_stopping,
+                checkpoint=checkpoint, resume=options.resume, batch_bar=None if quiet else batch_bar):
+            epoch_bar.update()
+            epoch_bar.set_postfix(loss=f"{epoch.train_loss:.4f}", val_loss=f"{epoch.val_loss:.4f}",
+                                  val_accuracy=f"{epoch.val_accuracy:.2%}")
+            if log:
+                for name in ("train_loss", "val_loss", "val_accuracy"):
+                    log.add_scalar(name, getattr(epoch, name), epoch.number)
+        if log:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph still needs the old tracer
+                log.add_graph(model.cpu().eval(), torch.zeros(1, 1, 28, 28))
+            log.add_images("training images", train_images[:32, None])
+
+    if is_first():
+        stored = read_checkpoint(checkpoint)
+        history = stored["history"]
+        training = {name: value for name, value in stored["recipe"].items() if name not in ("network", "mean", "std")}
+        training |= {"threads": torch.get_num_threads(), "torch": version("torch")}
+        test_images, test_labels = load_split("test", options.data)
+        final = options.model_path.with_suffix(".final.pth")
+        for path, weights, chosen in ((final, stored["model"], history[-1]),
+                                      (options.model_path, stored["best"], best_of(history))):
+            model.cpu().load_state_dict(weights)
+            accuracy = accuracy_of(model, test_images, test_labels, mean, std)
+            save_weights(path, model, mean=mean, std=std, training=training | {"epoch": chosen["number"]},
+                         val_accuracy=chosen["val_accuracy"], test_accuracy=accuracy)
+        print(f"test accuracy {accuracy:.2%}, of epoch {chosen['number']}, the best of {len(history)} in validation: "
+              f"{options.model_path}")
+
+
+def best_of(history: list[dict]) -> dict:
+    return max(history, key=lambda epoch: (epoch["val_accuracy"], -epoch["val_loss"]))
+
+
+def accuracy_of(model: nn.Module, images: np.ndarray, labels: np.ndarray, mean: float, std: float) -> float:
+    return float((predict(model, images, mean=mean, std=std).argmax(dim=1).numpy() == labels).mean())
+
+
+@contextlib.contextmanager
+def logger(options: argparse.Namespace) -> Iterator:
+    """A TensorBoard writer, or None where none was asked for."""
+    if not options.log_dir or not is_first():
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    with SummaryWriter(options.log_dir) as writer:
+        yield writer
+
+
+def test_model(options: argparse.Namespace) -> None:
+    """Print the accuracy and the per-class results, and save a picture of random predictions."""
+    model, facts = load_weights(options.model_path)
+    images, labels = load_split("test", options.data)
+    scores = predict(model.to(pick_device(options)), images, mean=facts["mean"], std=facts["std"])
+    probabilities = scores.softmax(dim=1).numpy()
+    predicted = probabilities.argmax(axis=1)
+    right = int((predicted == labels).sum())
+    low, high = binomtest(right, len(labels)).proportion_ci(method="wilson")
+    print(f"test accuracy {right / len(labels):.2%}: {len(labels) - right} of {len(labels):,} images wrong, "
+          f"95 % interval {low:.2%} to {high:.2%}")
+    print(classification_report(labels, predicted, digits=4, zero_division=0))
+    chosen = np.random.default_rng(options.seed).permutation(len(labels))[:options.test_samples]
+    path = OUTPUT / "figures" / "test_predictions.png"
+    draw_predictions(images[chosen], labels[chosen], probabilities[chosen], path)
+    print(f"{len(chosen)} random predictions: {path}")
+
+
+def draw_predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
+    """Save a picture of images (N, 28, 28), each with its predicted digit, confidence and label."""
+    columns = min(10, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(1.1 * columns + 0.4, 1.6 * rows), layout="constrained")
+    for ax in (axes := figure.subplots(rows, columns, squeeze=False)).flat:
+        ax.axis("off")
+    for ax, image, label, scores in zip(axes.flat, images, labels, probabilities):
+        digit = scores.argmax()
+        ax.set_title(f"{digit} ({scores[digit]:.0%})\nlabel {label}", fontsize=10,
+                     color="black" if digit == label else "#C85200")
+        ax.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_atomically(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

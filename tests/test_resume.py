@@ -1,0 +1,170 @@
+"""A training is never lost: whatever stops it, it resumes to the very weights of one that was never stopped."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_model import MNIST_CNN, WeightsError
+from mnist_train import read_checkpoint, train
+from mnist_utils import load_split
+
+ROOT = Path(__file__).parents[1]
+IMAGES, LABELS = load_split("test", ROOT / "dataset")
+TRAIN, VALIDATION = (IMAGES[:300], LABELS[:300]), (IMAGES[300:400], LABELS[300:400])
+RECIPE = {"mean": 0.13, "std": 0.31, "epochs": 80, "batch_size": 50, "learning_rate": 4e-3, "seed": 3}
+
+
+class Noisy(MNIST_CNN):
+    """With dropout, whose random state must be kept as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("dropout", torch.nn.Dropout(0.1))
+
+
+def run(checkpoint: Path | None = None, resume: bool = False, **options):
+    torch.manual_seed(99 if resume else 5)  # a resumed run owes nothing to how its process began
+    model = Noisy()
+    return model, train(model, TRAIN, VALIDATION, **RECIPE | {"checkpoint": checkpoint, "resume": resume} | options)
+
+
+def weights_of(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def outcome(history) -> list[tuple]:
+    return [(epoch.number, epoch.train_loss, epoch.val_loss, epoch.val_accuracy) for epoch in history]
+
+
+def process(checkpoint: Path, resume: bool, slow_disk: bool, done: Path) -> None:
+    """What is killed: a training that reports its weights and history once it is through."""
+    torch.set_num_threads(1)
+    if slow_disk:  # so that a kill comes inside the write
+        fsync = os.fsync
+        os.fsync = lambda descriptor: (time.sleep(0.05), fsync(descriptor))
+    model, epochs = run(checkpoint, resume)
+    history = list(epochs)
+    torch.save(weights_of(model), done / "weights")
+    (done / "history").write_text(json.dumps(outcome(history)))
+
+
+@pytest.fixture(scope="module")
+def context():
+    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+    if os.name != "nt":
+        context.set_forkserver_preload(["mnist_train"])  # else each of the processes would import torch
+    return context
+
+
+def test_killed_twenty_times_it_ends_with_the_same_weights(tmp_path, context):
+    never_stopped, stopped = tmp_path / "whole", tmp_path / "killed"
+    for folder in (never_stopped, stopped):
+        folder.mkdir()
+    whole = context.Process(target=process, args=(never_stopped / "checkpoint", False, False, never_stopped))
+    whole.start()
+    whole.join(60)
+
+    checkpoint, chance, kills, inside = stopped / "checkpoint", random.Random(0), 0, 0
+    while not (stopped / "history").exists():
+        child = context.Process(target=process, args=(checkpoint, checkpoint.exists(), kills % 2 == 0, stopped))
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        child.start()
+        if kills < 20:
+            while child.is_alive() and (checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0) == before:
+                time.sleep(0.002)  # one epoch further at least, then at any moment
+            time.sleep(chance.uniform(0, 0.15 if kills % 2 == 0 else 0.03))
+            assert child.is_alive()
+            os.kill(child.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+            kills += 1
+        child.join(60)
+        inside += len(list(stopped.glob(".checkpoint.*.tmp")))
+        for left in stopped.glob(".checkpoint.*.tmp"):
+            left.unlink()
+        read_checkpoint(checkpoint)  # whole after every kill
+    assert kills == 20 and inside >= 1
+    assert torch.equal(torch.load(stopped / "weights"), torch.load(never_stopped / "weights"))
+    assert (stopped / "history").read_text() == (never_stopped / "history").read_text()
+
+
+def test_a_resumed_run_repeats_its_past_and_equals_the_whole_one(tmp_path):
+    whole, epochs = run(epochs=6)
+    history = outcome(epochs)
+    _, epochs = run(tmp_path / "checkpoint", epochs=6)
+    assert outcome(itertools.islice(epochs, 4)) == history[:4]
+    resumed, epochs = run(tmp_path / "checkpoint", resume=True, epochs=6)
+    assert outcome(epochs) == history
+    assert torch.equal(weights_of(resumed), weights_of(whole))
+
+
+def test_the_best_epoch_s_weights_are_kept(tmp_path):
+    model, epochs = run(tmp_path / "checkpoint", epochs=6)
+    kept = []
+    for epoch in epochs:
+        kept.append((epoch.val_accuracy, -epoch.val_loss, weights_of(model).clone()))
+    best = max(kept, key=lambda entry: entry[:2])[2]
+    stored = read_checkpoint(tmp_path / "checkpoint")["best"]
+    assert torch.equal(torch.cat([stored[name].flatten() for name, _ in model.named_parameters()]), best)
+
+
+def test_a_finished_training_resumes_to_its_end_at_once(tmp_path):
+    model, epochs = run(tmp_path / "checkpoint", epochs=3)
+    history = outcome(epochs)
+    again, epochs = run(tmp_path / "checkpoint", resume=True, epochs=3)
+    assert outcome(epochs) == history
+    assert torch.equal(weights_of(again), weights_of(model))
+
+
+@pytest.mark.parametrize("change, fault", [
+    ({"learning_rate": 0.1}, "learning_rate was 0.004 and is 0.1"),
+    ({"seed": 4}, "seed was 3 and is 4"),
+    ({"epochs": 26}, "epochs was 80 and is 26"),
+])
+def test_a_checkpoint_of_another_training_is_refused(change, fault, tmp_path):
+    next(run(tmp_path / "checkpoint")[1])
+    before = (tmp_path / "checkpoint").read_bytes()
+    with pytest.raises(WeightsError, match=f"belongs to another training: {fault}"):
+        next(run(tmp_path / "checkpoint", resume=True, **change)[1])
+    assert (tmp_path / "checkpoint").read_bytes() == before
+
+
+def test_other_data_is_another_training(tmp_path):
+    next(run(tmp_path / "checkpoint")[1])
+    with pytest.raises(WeightsError, match="data was"):
+        next(train(Noisy(), (TRAIN[0][::-1].copy(), TRAIN[1]), VALIDATION,
+                   **RECIPE | {"checkpoint": tmp_path / "checkpoint", "resume": True}))
+
+
+def test_a_missing_truncated_or_foreign_checkpoint_is_an_error(tmp_path):
+    path = tmp_path / "checkpoint"
+    with pytest.raises(FileNotFoundError, match="no training to resume"):
+        next(run(path, resume=True)[1])
+    next(run(path)[1])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="truncated, damaged"):
+        next(run(path, resume=True)[1])
+    torch.save({"weights": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match="not a checkpoint"):
+        next(run(path, resume=True)[1])
+
+
+def test_a_full_disk_stops_with_an_error_and_the_last_checkpoint_stays(tmp_path):
+    resource = pytest.importorskip("resource", reason="limits on file sizes are POSIX's")
+    _, epochs = run(tmp_path / "checkpoint")
+    next(epochs)
+    before, limits = (tmp_path / "checkpoint").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            next(epochs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "checkpoint").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

@@ -1,0 +1,222 @@
+"""The command line, as its users type it, in one process and in several."""
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import run_model
+from mnist_model import MNIST_CNN, load_weights
+from mnist_train import read_checkpoint, train
+from mnist_utils import FILES, load_split, write_idx
+
+ROOT = Path(__file__).parents[1]
+IMAGES, LABELS = load_split("test", ROOT / "dataset")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A small data set: 3,000 images to train on, 1,000 to test on."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, part in (("train", slice(0, 3000)), ("test", slice(5000, 6000))):
+        for name, array in zip(FILES[split], (IMAGES[part], LABELS[part])):
+            write_idx(folder / name, array)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Where the weights and figures go, in this process and in those that it starts."""
+    monkeypatch.setattr(run_model, "OUTPUT", tmp_path)
+    monkeypatch.setenv("MNIST_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+def weights_of(path: Path) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in load_weights(path)[0].parameters()])
+
+
+def start(*arguments, launcher=(sys.executable,), **options) -> subprocess.Popen:
+    return subprocess.Popen([*launcher, "run_model.py", *map(str, arguments)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def torchrun(processes: int) -> tuple:
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+
+
+# one process
+
+def test_train_and_test_leave_weights_that_state_what_is_printed(data, folder, capsys):
+    assert run_model.main(["--data", str(data), "--epochs", "3", "--test-samples", "7"]) == 0
+    printed = capsys.readouterr()
+    assert "epochs: 100%" in printed.err
+    _, facts = load_weights(folder / "MNIST-MODEL.pth")
+    assert facts["test_accuracy"] > 0.9 and facts["training"]["epochs"] == 3
+    lines = printed.out.splitlines()
+    assert lines[0].startswith(f"test accuracy {facts['test_accuracy']:.2%}, of epoch ")
+    assert lines[1].startswith(f"test accuracy {facts['test_accuracy']:.2%}: ")
+    assert re.search(r"accuracy +" + f"{facts['test_accuracy']:.4f}", printed.out)
+    picture = Image.open(folder / "figures" / "test_predictions.png")
+    assert picture.width > 1000 and picture.height > 200
+    assert {path.name for path in folder.iterdir()} == {
+        "MNIST-MODEL.pth", "MNIST-MODEL.final.pth", "MNIST-MODEL.checkpoint", "figures"}
+    assert load_weights(folder / "MNIST-MODEL.final.pth")[1]["training"]["epoch"] == 3
+
+
+def test_the_best_epoch_is_the_one_with_the_highest_validation_accuracy(data, folder):
+    assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "4", "--learning-rate", "0.03"]) == 0
+    history = read_checkpoint(folder / "MNIST-MODEL.checkpoint")["history"]
+    _, facts = load_weights(folder / "MNIST-MODEL.pth")
+    assert facts["val_accuracy"] == max(epoch["val_accuracy"] for epoch in history)
+
+
+def test_every_switch_reaches_the_training(data, folder):
+    assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "2", "--batch-size", "100",
+                           "--learning-rate", "0.001", "--seed", "5", "--no-augment", "--no-amp", "--no-cuda",
+                           "--early-stopping", "1", "--model", "MNIST_CNN",
+                           "--model-path", str(folder / "new" / "mine.pth")]) == 0
+    recipe = read_checkpoint(folder / "new" / "mine.checkpoint")["recipe"]
+    assert recipe | {"mean": 0, "std": 0, "data": 0} == {
+        "network": "MNIST_CNN", "epochs": 2, "batch_size": 100, "learning_rate": 0.001, "seed": 5, "augment": False,
+        "amp": False, "mean": 0, "std": 0, "data": 0}
+
+
+def test_the_defaults_are_the_notebook_s():
+    notebook = nbformat.read(ROOT / "workspace.ipynb", as_version=4)
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    settings = {node.targets[0].id: node.value.value for node in ast.parse(cell.source).body
+                if isinstance(node.value, ast.Constant)}
+    defaults = run_model.parser().parse_args([])
+    assert (defaults.epochs, defaults.batch_size, defaults.learning_rate, defaults.seed, defaults.data) == (
+        settings["EPOCHS"], settings["BATCH_SIZE"], settings["LEARNING_RATE"], settings["SEED"], settings["DATASET"])
+
+
+@pytest.mark.parametrize("arguments, fault", [
+    (["--epochs", "0"], "--epochs: must be a whole number of at least 1, not 0"),
+    (["--epochs", "many"], "--epochs: must be a whole number of at least 1, not many"),
+    (["--batch-size", "-4"], "--batch-size"),
+    (["--learning-rate", "0"], "--learning-rate: must be a number above 0, not 0"),
+    (["--learning-rate", "nan"], "--learning-rate"),
+    (["--mode", "guess"], "--mode: invalid choice"),
+    (["--model", "ResNet"], "--model: invalid choice"),
+    (["--device", "quantum"], "--device quantum cannot be used here"),
+    (["--data", "nowhere"], "train-images-idx3-ubyte is missing"),
+    (["--resume"], "there is no training to resume"),
+    (["--mode", "test"], "is missing: run workspace.ipynb"),
+    (["--unknown"], "unrecognized arguments: --unknown"),
+])
+def test_bad_values_end_in_one_line_and_status_2(arguments, fault, folder, capfd):
+    try:
+        status = run_model.main(arguments)
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert [fault in line for line in capfd.readouterr().err.splitlines()] == [True]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_training_that_fails_leaves_the_weights_as_they_were(data, folder, capsys):
+    assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "1"]) == 0
+    before = (folder / "MNIST-MODEL.pth").read_bytes()
+    assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "1", "--learning-rate", "1e20"]) == 2
+    assert "try a learning rate below 1e+20" in capsys.readouterr().err
+    assert (folder / "MNIST-MODEL.pth").read_bytes() == before
+    assert len(read_checkpoint(folder / "MNIST-MODEL.old.checkpoint")["history"]) == 1
+
+
+def test_the_log_holds_scalars_graph_and_images(data, folder):
+    assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "2",
+                           "--log-dir", str(folder / "log")]) == 0
+    log = EventAccumulator(str(folder / "log"), {"images": 0}).Reload()
+    assert log.Tags()["scalars"] == ["train_loss", "val_loss", "val_accuracy"] and log.Tags()["graph"]
+    assert log.Tags()["images"]
+    history = read_checkpoint(folder / "MNIST-MODEL.checkpoint")["history"]
+    logged = [event.value for event in log.Scalars("val_accuracy")]
+    assert logged == pytest.approx([epoch["val_accuracy"] for epoch in history])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(data, folder):
+    common = ["--mode", "train", "--data", data, "--epochs", 6, "--model-path"]
+    assert start(*common, folder / "whole.pth").wait(120) == 0
+    process = start(*common, folder / "stopped.pth")
+    while not (folder / "stopped.checkpoint").exists() or not read_checkpoint(folder / "stopped.checkpoint")["history"]:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted; --resume goes on" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and not (folder / "stopped.pth").exists()
+    assert start(*common, folder / "stopped.pth", "--resume").wait(120) == 0
+    assert torch.equal(weights_of(folder / "stopped.final.pth"), weights_of(folder / "whole.final.pth"))
+
+
+# several processes
+
+def test_one_two_and_three_processes_come_to_the_same_accuracy(data, folder):
+    accuracies = []
+    for processes in (1, 2, 3):
+        path = folder / f"{processes}.pth"
+        process = start("--mode", "train", "--data", data, "--epochs", 3, "--no-amp", "--model-path", path,
+                        launcher=torchrun(processes))
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == 0, err
+        assert out.count("test accuracy") == 1
+        accuracies.append(load_weights(path)[1]["test_accuracy"])
+    assert min(accuracies) > 0.9 and max(accuracies) - min(accuracies) < 0.01
+
+
+def first_gradient(rank: int, world: int, store: str, result: Path) -> None:
+    """What a process of several does: one step on one batch that does not divide by their number."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model = MNIST_CNN()
+    part = IMAGES[:100], LABELS[:100]
+    list(train(model, part, part, mean=0.13, std=0.31, epochs=1, batch_size=100, learning_rate=1e-3, seed=0, amp=False))
+    if rank == 0:
+        torch.save(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]), result)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_first_gradient_does_not_depend_on_the_process_count(world, tmp_path):
+    first_gradient(0, 1, "", tmp_path / "alone")
+    torch.multiprocessing.spawn(first_gradient, (world, tmp_path / "store", tmp_path / "shared"), nprocs=world)
+    alone, shared = torch.load(tmp_path / "alone"), torch.load(tmp_path / "shared")
+    assert alone.abs().max() > 0.01
+    torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes through /proc")
+def test_killing_one_process_ends_all_and_another_count_resumes(data, folder):
+    path = folder / "shared.pth"
+    common = ["--mode", "train", "--data", data, "--epochs", 40, "--batch-size", 500, "--no-amp", "--model-path", path]
+    process = start(*common, launcher=torchrun(2))
+    checkpoint = path.with_suffix(".checkpoint")
+    while not checkpoint.exists() or not read_checkpoint(checkpoint)["history"]:
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "SIGKILL" in error
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    done = len(read_checkpoint(checkpoint)["history"])
+    assert 0 < done < 40 and not path.exists()
+    resumed = start(*common, "--resume", launcher=torchrun(3))
+    assert resumed.wait(240) == 0, resumed.stderr.read()
+    assert len(read_checkpoint(checkpoint)["history"]) == 40
+    assert load_weights(path)[1]["test_accuracy"] > 0.9
