@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -22,13 +22,13 @@ class Client(NotebookClient):
     """nbclient that shows on a bar how far it is, and that Ctrl-C ends."""
 
     def __init__(self, notebook: nbformat.NotebookNode, bar: tqdm, **options) -> None:
-        super().__init__(notebook, on_notebook_start=self.restore_ctrl_c, on_cell_start=self.advance, **options)
+        super().__init__(notebook, on_notebook_start=self.take_ctrl_c, on_cell_start=self.advance, **options)
         self.bar = bar
 
-    def restore_ctrl_c(self, notebook: nbformat.NotebookNode) -> None:
-        """nbclient's own handler stops the kernel and then trips over its absence."""
-        with contextlib.suppress(NotImplementedError):  # on Windows there is no such handler
-            asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+    def take_ctrl_c(self, notebook: nbformat.NotebookNode) -> None:
+        """nbclient's own handler stops the kernel and then trips over its absence: end its task instead."""
+        with contextlib.suppress(NotImplementedError):  # Windows knows no handler, and raises KeyboardInterrupt
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, asyncio.current_task().cancel)
 
     def advance(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         self.bar.update(cell_index - self.bar.n)
@@ -73,5 +73,6 @@ if __name__ == "__main__":
             run(Path(name))
         except CellExecutionError as error:
             sys.exit(f"{name} was left as it was, because a cell failed:\n{error}")
-        except KeyboardInterrupt:
-            sys.exit(f"\n{name} was left as it was: interrupted")
+        except (KeyboardInterrupt, asyncio.CancelledError, DeadKernelError):
+            # a cancelled cell ends as one whose kernel has died
+            sys.exit(f"\n{name} was left as it was: interrupted, or its kernel died")
