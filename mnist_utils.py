@@ -191,13 +191,10 @@ def normalize(images: np.ndarray | Tensor, mean: float, std: float) -> Tensor:
     return (torch.as_tensor(images).unsqueeze(1).float() - 255 * mean) / (255 * std)
 
 
-def batches(images: Tensor, labels: Tensor, size: int,
-            generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images (N, ...) and labels (N,) once, in a random order, `size` at a time.
+def batches(indices: Tensor, size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    """The given indices (N,), each once and in a random order, `size` at a time; the last batch may be short.
 
-    The last batch may be short. Only the order is drawn up front, a batch is gathered when it is
-    asked for, so an epoch needs no second copy of the images.
+    What they index is gathered batch by batch, so an epoch needs no second copy of the images.
     """
-    order = torch.randperm(len(images), generator=generator).to(images.device)
-    for index in order.split(size):
-        yield images[index], labels[index]
+    order = torch.randperm(len(indices), generator=generator).to(indices.device)
+    yield from indices[order].split(size)

@@ -32,7 +32,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mnist_model import NETWORKS, load_weights, save_weights, write_atomically
-from mnist_train import predict, read_checkpoint, train
+from mnist_train import Epoch, best_epoch, evaluate, predict, read_checkpoint, train
 from mnist_utils import load_split, mean_std
 
 OUTPUT = Path(os.environ.get("MNIST_OUTPUT", "."))
@@ -50,6 +50,12 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**31 - 1}, not {text}")
+    return int(text)
+
+
 def rate(text: str) -> float:
     try:
         number = float(text)
@@ -58,6 +64,12 @@ def rate(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
     return number
+
+
+def share(text: str) -> float:
+    if rate(text) > 1:
+        raise argparse.ArgumentTypeError(f"must be at most 1, not {text}")
+    return rate(text)
 
 
 def parser() -> Parser:
@@ -70,14 +82,17 @@ def parser() -> Parser:
     add("--epochs", type=count, default=12, help="passes over the training images (default: %(default)s)")
     add("--batch-size", type=count, default=128, help="images per step, over all processes (default: %(default)s)")
     add("--learning-rate", type=rate, default=4e-3, help="the highest of the schedule (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of weights, order and warps (default: %(default)s)")
-    add("--early-stopping", type=count, metavar="N", help="stop after N epochs without a better validation accuracy")
+    add("--seed", type=seed, default=0, help="of weights, order and warps (default: %(default)s)")
+    add("--early-stopping", type=count, metavar="N", help="stop after N epochs without a better one")
     add("--resume", action="store_true", help="go on from the checkpoint, to the very same weights")
     add("--augment", action=argparse.BooleanOptionalAction, default=True, help="warp the training images at random")
+    add("--hardest", type=share, default=1.0, metavar="SHARE",
+        help="from the second epoch on, learn only from this share of the images, the hardest (default: all)")
     add("--amp", action=argparse.BooleanOptionalAction, help="compute in bfloat16 (default: where the hardware does)")
     add("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
     add("--no-cuda", action="store_true", help="the CPU, even where there is a GPU")
-    add("--test-samples", type=count, default=20, metavar="N", help="test images in the picture (default: 20)")
+    add("--test-samples", type=count, default=20, metavar="N",
+        help="test images in the picture, at most 500 (default: 20)")
     add("--log-dir", type=Path, help="write TensorBoard's scalars, graph and images into this folder")
     return options
 
@@ -105,7 +120,10 @@ def process_group(options: argparse.Namespace) -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    dist.init_process_group("nccl" if pick_device(options).type == "cuda" else "gloo")
+    device = pick_device(options)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
         dist.barrier()
@@ -118,79 +136,77 @@ def is_first() -> bool:
 
 
 def pick_device(options: argparse.Namespace) -> torch.device:
-    """The device asked for, or the best one; each process of several takes its own GPU."""
+    """The device asked for, or the best one; each process of several takes a GPU of its own, or the CPU."""
     if options.no_cuda:
         return torch.device("cpu")
-    if not options.device:
-        best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        if best.type == "cuda":
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-        return best
+    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    own = int(os.environ.get("LOCAL_RANK", 0))
+    if "LOCAL_WORLD_SIZE" in os.environ and not options.device:
+        enough = best.type == "cuda" and int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()
+        return torch.device("cuda", own) if enough else torch.device("cpu")
     try:
-        device = torch.device(options.device)
+        device = torch.device(options.device or best)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", own)
         torch.empty(1, device=device)
     except Exception as error:  # each backend has its own
         raise ValueError(f"--device {options.device} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
 
+def beside(path: Path, ending: str) -> Path:
+    """The file that belongs to a weights file: MNIST-MODEL.pth and .checkpoint make MNIST-MODEL.checkpoint."""
+    return path.with_name(path.name.removesuffix(".pth") + ending)
+
+
 def train_model(options: argparse.Namespace) -> None:
     """Train, save the best and the last epoch's weights, and print the best one's test accuracy."""
     device = pick_device(options)
+    if options.model_path.is_dir() or options.model_path.name.endswith((".checkpoint", ".final.pth")):
+        raise ValueError(f"--model-path {options.model_path} cannot name the weights file: choose NAME.pth")
     images, labels = load_split("train", options.data)
+    test_images, test_labels = load_split("test", options.data)  # missing files show before the training, not after
     mean, std = mean_std(images)
     train_images, val_images, train_labels, val_labels = train_test_split(
         images, labels, test_size=min(5_000, len(images) // 6), stratify=labels, random_state=options.seed)
     torch.manual_seed(options.seed)
     model = NETWORKS[options.model]().to(device)
-    checkpoint = options.model_path.with_suffix(".checkpoint")
-    if is_first() and checkpoint.exists() and not options.resume:
-        checkpoint.replace(options.model_path.with_suffix(".old.checkpoint"))
+    checkpoint = beside(options.model_path, ".checkpoint")
 
     quiet = not is_first()
     bar = {"disable": quiet, "delay": 0.5}  # a training that cannot begin ends in one line, without bars
     with tqdm(total=options.epochs, desc="epochs", unit="epoch", **bar) as epoch_bar, \
             tqdm(desc="batches", unit="batch", leave=False, **bar) as batch_bar, logger(options) as log:
+        if is_first() and not options.resume and checkpoint.exists() and read_checkpoint(checkpoint)["history"]:
+            checkpoint.replace(beside(options.model_path, ".old.checkpoint"))
         for epoch in train(
                 model, (train_images, train_labels), (val_images, val_labels), mean=mean, std=std,
                 epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate,
-                seed=options.seed, augment=options.augment, amp=options.amp, patience=options.early_stopping,
-                checkpoint=checkpoint, resume=options.resume, batch_bar=None if quiet else batch_bar):
+                seed=options.seed, augment=options.augment, hardest=options.hardest, amp=options.amp,
+                patience=options.early_stopping, checkpoint=checkpoint, resume=options.resume,
+                batch_bar=None if quiet else batch_bar):
             epoch_bar.update()
             epoch_bar.set_postfix(loss=f"{epoch.train_loss:.4f}", val_loss=f"{epoch.val_loss:.4f}",
                                   val_accuracy=f"{epoch.val_accuracy:.2%}")
             if log:
                 for name in ("train_loss", "val_loss", "val_accuracy"):
                     log.add_scalar(name, getattr(epoch, name), epoch.number)
-        if log:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph still needs the old tracer
-                log.add_graph(model.cpu().eval(), torch.zeros(1, 1, 28, 28))
-            log.add_images("training images", train_images[:32, None])
 
     if is_first():
         stored = read_checkpoint(checkpoint)
-        history = stored["history"]
+        history = [Epoch(**epoch) for epoch in stored["history"]]
         training = {name: value for name, value in stored["recipe"].items() if name not in ("network", "mean", "std")}
         training |= {"threads": torch.get_num_threads(), "torch": version("torch")}
-        test_images, test_labels = load_split("test", options.data)
-        final = options.model_path.with_suffix(".final.pth")
-        for path, weights, chosen in ((final, stored["model"], history[-1]),
-                                      (options.model_path, stored["best"], best_of(history))):
-            model.cpu().load_state_dict(weights)
-            accuracy = accuracy_of(model, test_images, test_labels, mean, std)
-            save_weights(path, model, mean=mean, std=std, training=training | {"epoch": chosen["number"]},
-                         val_accuracy=chosen["val_accuracy"], test_accuracy=accuracy)
-        print(f"test accuracy {accuracy:.2%}, of epoch {chosen['number']}, the best of {len(history)} in validation: "
-              f"{options.model_path}")
-
-
-def best_of(history: list[dict]) -> dict:
-    return max(history, key=lambda epoch: (epoch["val_accuracy"], -epoch["val_loss"]))
-
-
-def accuracy_of(model: nn.Module, images: np.ndarray, labels: np.ndarray, mean: float, std: float) -> float:
-    return float((predict(model, images, mean=mean, std=std).argmax(dim=1).numpy() == labels).mean())
+        model = NETWORKS[options.model]()
+        for path, weights, epoch in ((options.model_path, stored["best"], best_epoch(history)),
+                                     (beside(options.model_path, ".final.pth"), stored["model"], history[-1])):
+            model.load_state_dict(weights)
+            _, accuracy = evaluate(model, test_images, test_labels, mean=mean, std=std)
+            save_weights(path, model, mean=mean, std=std, training=training | {"epoch": epoch.number},
+                         val_accuracy=epoch.val_accuracy, test_accuracy=accuracy)
+            print(f"test accuracy {accuracy:.2%} after epoch {epoch.number}, "
+                  f"{'the best in validation' if path == options.model_path else 'the last'}: {path}")
+        log_pictures(options, model, train_images)
 
 
 @contextlib.contextmanager
@@ -205,6 +221,15 @@ def logger(options: argparse.Namespace) -> Iterator:
         yield writer
 
 
+def log_pictures(options: argparse.Namespace, model: nn.Module, images: np.ndarray) -> None:
+    """Add the network's graph and some training images to the log, where there is one."""
+    with logger(options) as log, warnings.catch_warnings():
+        if log:
+            warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph still needs the old tracer
+            log.add_graph(model, torch.zeros(1, 1, 28, 28))
+            log.add_images("training images", images[:32, None])
+
+
 def test_model(options: argparse.Namespace) -> None:
     """Print the accuracy and the per-class results, and save a picture of random predictions."""
     model, facts = load_weights(options.model_path)
@@ -217,7 +242,7 @@ def test_model(options: argparse.Namespace) -> None:
     print(f"test accuracy {right / len(labels):.2%}: {len(labels) - right} of {len(labels):,} images wrong, "
           f"95 % interval {low:.2%} to {high:.2%}")
     print(classification_report(labels, predicted, digits=4, zero_division=0))
-    chosen = np.random.default_rng(options.seed).permutation(len(labels))[:options.test_samples]
+    chosen = np.random.default_rng(options.seed).permutation(len(labels))[:min(options.test_samples, 500)]
     path = OUTPUT / "figures" / "test_predictions.png"
     draw_predictions(images[chosen], labels[chosen], probabilities[chosen], path)
     print(f"{len(chosen)} random predictions: {path}")

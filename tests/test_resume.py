@@ -95,11 +95,12 @@ def test_killed_twenty_times_it_ends_with_the_same_weights(tmp_path, context):
 
 
 def test_a_resumed_run_repeats_its_past_and_equals_the_whole_one(tmp_path):
-    whole, epochs = run(epochs=6)
+    options = {"epochs": 6, "hardest": 0.4}
+    whole, epochs = run(**options)
     history = outcome(epochs)
-    _, epochs = run(tmp_path / "checkpoint", epochs=6)
+    _, epochs = run(tmp_path / "checkpoint", **options)
     assert outcome(itertools.islice(epochs, 4)) == history[:4]
-    resumed, epochs = run(tmp_path / "checkpoint", resume=True, epochs=6)
+    resumed, epochs = run(tmp_path / "checkpoint", resume=True, **options)
     assert outcome(epochs) == history
     assert torch.equal(weights_of(resumed), weights_of(whole))
 

@@ -104,6 +104,24 @@ def test_bfloat16_learns_as_well():
     assert mixed[-1].val_accuracy == pytest.approx(plain[-1].val_accuracy, abs=0.02)
 
 
+def test_the_hardest_images_are_those_with_the_highest_loss(monkeypatch):
+    seen, counts = [], []
+    real = mnist_train.batches
+    monkeypatch.setattr(mnist_train, "batches", lambda indices, *rest: seen.append(indices) or real(indices, *rest))
+    torch.manual_seed(0)
+    model = MNIST_CNN()
+    still = {"epochs": 2, "learning_rate": 1e-12, "augment": False, "amp": False, "hardest": 0.1}
+    bar = tqdm(file=io.StringIO())
+    for _ in train(model, TRAIN, VALIDATION, **RECIPE | still, batch_bar=bar):
+        counts.append(bar.total)
+    assert counts == [33, 4]  # 2,050 images, then 205, in batches of 64
+    scores = predict(model, TRAIN[0], **SCALE)
+    losses = torch.nn.functional.cross_entropy(scores, torch.from_numpy(TRAIN[1]).long(), reduction="none")
+    expected = set(losses.topk(205).indices.tolist())
+    assert len(seen[0]) == 2050 and len(seen[1]) == 205
+    assert len(expected & set(seen[1].tolist())) > 200  # a few are level but for rounding
+
+
 def test_patience_stops_once_the_best_epoch_is_long_past():
     _, history = trained(epochs=30, learning_rate=1e-12, patience=2)
     assert len(history) == 3  # nothing is learned, so the first epoch stays the best

@@ -287,17 +287,14 @@ def test_normalized_images_have_mean_0_and_deviation_1():
     assert pixels.std().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_batches_hold_each_image_once_with_its_label():
-    images, labels = torch.arange(10).view(10, 1, 1), torch.arange(10)
-    drawn = list(batches(images, labels, 4, torch.Generator().manual_seed(0)))
-    assert [len(batch) for batch, _ in drawn] == [4, 4, 2]
-    order = torch.cat([targets for _, targets in drawn])
-    assert torch.cat([batch for batch, _ in drawn]).flatten().tolist() == order.tolist()
-    assert sorted(order.tolist()) == list(range(10)) != order.tolist()
+def test_batches_hold_each_index_once():
+    drawn = list(batches(torch.arange(100, 110), 4, torch.Generator().manual_seed(0)))
+    assert [len(batch) for batch in drawn] == [4, 4, 2]
+    order = torch.cat(drawn).tolist()
+    assert sorted(order) == list(range(100, 110)) != order
 
 
 def test_batches_repeat_with_their_seed_only():
-    images = torch.arange(100).view(100, 1, 1)
-    first, again, other = (next(batches(images, images, 100, torch.Generator().manual_seed(seed)))[0].flatten().tolist()
+    first, again, other = (next(batches(torch.arange(100), 100, torch.Generator().manual_seed(seed))).tolist()
                            for seed in (1, 1, 2))
     assert first == again != other
