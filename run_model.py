@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
 @contextlib.contextmanager
 def process_group(options: argparse.Namespace) -> Iterator[None]:
     """Join the processes that torchrun has started, if it has."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not dist.is_torchelastic_launched():
         yield
         return
     device = pick_device(options)
@@ -266,4 +266,8 @@ def draw_predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.n
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if dist.is_torchelastic_launched():
+        sys.stdout.flush()
+        os._exit(status)  # gloo's threads sometimes abort an interpreter's orderly end
+    sys.exit(status)
