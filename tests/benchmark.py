@@ -40,7 +40,7 @@ from mnist_utils import FILES, load_split, mean_std
 ROOT = Path(__file__).parents[1]
 SEEDS = range(5)
 GOAL = 0.99
-FAST = {"epochs": 4, "batch_size": 128, "learning_rate": 9e-3, "augment": False, "hardest": 0.2}
+FAST = {"epochs": 5, "batch_size": 128, "learning_rate": 1.2e-2, "augment": False, "hardest": 0.2}
 DEFAULT = {"epochs": 12, "batch_size": 128, "learning_rate": 4e-3, "augment": True}
 
 
@@ -168,10 +168,10 @@ def draw(results: dict) -> None:
     figure = Figure(figsize=(7, 2.4), layout="constrained")
     ax = figure.subplots()
     bars = ax.barh(names, medians, color=["#006BA4", "#ABABAB", "#ABABAB"])
-    ax.bar_label(bars, [f"{seconds:.1f} s" + ("" if results[name]["reached"] else ", 99.0 % not reached")
+    ax.bar_label(bars, [f"{seconds:.1f} s" + ("" if results[name]["reached"] else ", not always 99.0 %")
                         for name, seconds in zip(names, medians)], padding=4)
     ax.set(xlabel="training time until 99.0 % of the test images are right (s)", xscale="log",
-           xlim=(1, 5 * max(medians)))
+           xlim=(1, 20 * max(medians)))
     figure.savefig(ROOT / "figures" / "bench.png", dpi=150)
 
 
