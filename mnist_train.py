@@ -58,16 +58,18 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
     first weights are the caller's to seed. `mean` and `std` normalise the images, as `mean_std`
     gives them. From the second epoch on only the share `hardest` of the images is learned from,
     those whose loss was highest when they were last seen (as in Loshchilov & Hutter 2015): less
-    accurate in the end, but soon good. `amp` computes in bfloat16 where that is safe; by default, where the hardware
-    multiplies it. Training ends early once `patience` epochs have passed without a better one
-    (by validation accuracy, then loss). The model is left in training mode and in channels_last. `batch_bar`
-    starts anew at each epoch and moves at each batch.
+    accurate in the end, but soon good. `amp` computes in bfloat16 where that is safe; by
+    default, where the hardware multiplies it. Training ends early once `patience` epochs have
+    passed without a better one (by validation accuracy, then loss). The model is left in
+    training mode and in channels_last. `batch_bar` starts anew at each epoch and moves at each
+    batch.
 
     Where `checkpoint` names a file, it holds all that a later call with `resume` needs to go on
     from the last whole epoch to the very weights of a run that was never stopped; the epochs
     already done are then yielded first, as they were. Only `patience` may differ then, and an
     `amp` that is not given is the checkpoint's; bit for bit holds for one kind of device, one
-    number of threads, and one number of processes. `read_checkpoint` finds the best epoch's weights in it.
+    number of threads, and one number of processes. `read_checkpoint` finds the best epoch's
+    weights in it.
 
     As with any generator, nothing happens before the first step. Raises ValueError where there
     is nothing to train on, WeightsError for a checkpoint that is damaged or of another training,
@@ -76,6 +78,7 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
     """
     device = next(model.parameters()).device
     images, labels = (torch.as_tensor(array).to(device) for array in train_set)
+    labels = labels.long()
     if not len(images) or epochs < 1 or batch_size < 1 or not 0 < hardest <= 1:
         raise ValueError(f"there is nothing to train: {len(images)} images, {epochs} epochs, batches of {batch_size}, "
                          f"the hardest {hardest:.0%}")
@@ -103,15 +106,13 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
             batch_bar.reset(total=steps[len(state.history)])
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # dropout's state follows from the epoch and the process, so no checkpoint need hold it
-            torch.manual_seed((seed << 32) + (len(state.history) << 16) + (dist.get_rank() if _is_parallel() else 0))
-            train_loss = _train_epoch(state, images, labels.long(), batch_bar)
-        if not math.isfinite(train_loss):
-            raise FloatingPointError(f"the training loss became {train_loss} in epoch {len(state.history) + 1}: "
-                                     f"try a learning rate below {learning_rate:g}")
+            torch.manual_seed((seed << 32) + (len(state.history) << 16) + rank_and_world()[0])
+            train_loss = _train_epoch(state, images, labels, batch_bar)
         val_loss, val_accuracy = _from_first_process(lambda: evaluate(model, *val_set, mean=mean, std=std))
-        if not math.isfinite(val_loss):
-            raise FloatingPointError(f"the validation loss became {val_loss} in epoch {len(state.history) + 1}: "
-                                     f"try a learning rate below {learning_rate:g}")
+        for kind, loss in (("training", train_loss), ("validation", val_loss)):
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the {kind} loss became {loss} in epoch {len(state.history) + 1}: "
+                                         f"try a learning rate below {learning_rate:g}")
         state.record(Epoch(len(state.history) + 1, train_loss, val_loss, val_accuracy, time.perf_counter() - start))
         if checkpoint:
             state.save(checkpoint)
@@ -120,10 +121,11 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
 
 def _from_first_process(compute: Callable[[], Any]) -> Any:
     """What `compute` gives or raises in the first process, in all of them: so they never part ways."""
-    if not _is_parallel():
+    rank, world = rank_and_world()
+    if world == 1:
         return compute()
     result: list[Any] = [None]
-    if dist.get_rank() == 0:
+    if rank == 0:
         try:
             result = [compute()]
         except Exception as error:
@@ -134,8 +136,11 @@ def _from_first_process(compute: Callable[[], Any]) -> Any:
     return result[0]
 
 
-def _is_parallel() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def rank_and_world() -> tuple[int, int]:
+    """Which process of how many this is: (0, 1) where it trains alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def _count(images: int, hardest: float, epoch: int) -> int:
@@ -184,7 +189,7 @@ class _State:
         return bool(patience and self.history) and len(self.history) - best_epoch(self.history).number >= patience
 
     def save(self, path: str | os.PathLike) -> None:
-        if _is_parallel() and dist.get_rank():
+        if rank_and_world()[0]:
             return
         buffer = io.BytesIO()
         torch.save({"recipe": self.recipe, "history": [asdict(epoch) for epoch in self.history], "best": self.best,
@@ -224,7 +229,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 def _train_epoch(state: _State, images: Tensor, labels: Tensor, batch_bar: tqdm | None) -> float:
     """Learn once from every image, or from the hardest; the mean loss over those."""
     device, recipe = images.device, state.recipe
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _is_parallel() else (0, 1)
+    rank, world = rank_and_world()
     network = DistributedDataParallel(state.model) if world > 1 else state.model
     network.train()
     count = _count(len(images), recipe["hardest"], len(state.history) + 1)

@@ -32,7 +32,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mnist_model import NETWORKS, load_weights, save_weights, write_atomically
-from mnist_train import Epoch, best_epoch, evaluate, predict, read_checkpoint, train
+from mnist_train import Epoch, best_epoch, evaluate, predict, rank_and_world, read_checkpoint, train
 from mnist_utils import load_split, mean_std
 
 OUTPUT = Path(os.environ.get("MNIST_OUTPUT", "."))
@@ -132,7 +132,7 @@ def process_group(options: argparse.Namespace) -> Iterator[None]:
 
 
 def is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank_and_world()[0] == 0
 
 
 def pick_device(options: argparse.Namespace) -> torch.device:
@@ -160,7 +160,7 @@ def beside(path: Path, ending: str) -> Path:
 
 
 def train_model(options: argparse.Namespace) -> None:
-    """Train, save the best and the last epoch's weights, and print the best one's test accuracy."""
+    """Train, save the best and the last epoch's weights, and print the test accuracy of both."""
     device = pick_device(options)
     if options.model_path.is_dir() or options.model_path.name.endswith((".checkpoint", ".final.pth")):
         raise ValueError(f"--model-path {options.model_path} cannot name the weights file: choose NAME.pth")
