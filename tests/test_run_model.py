@@ -159,7 +159,7 @@ def test_the_log_holds_scalars_graph_and_images(data, folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(data, folder):
-    common = ["--mode", "train", "--data", data, "--epochs", 6, "--model-path"]
+    common = ["--mode", "train", "--data", data, "--epochs", 40, "--model-path"]  # long enough to be interrupted
     whole = start(*common, folder / "whole.pth")
     assert whole.communicate(timeout=120) and whole.returncode == 0
     process, checkpoint = start(*common, folder / "stopped.pth"), folder / "stopped.checkpoint"
