@@ -147,7 +147,8 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Replace a file by these bytes in one step: a reader, or a crash, meets the old or the new one.
 
     The folder is made where it is missing; an existing file's permissions are kept. A temporary
-    file that a killed writer left is swept away once it is an hour old.
+    file that a killed writer left is swept away once it is an hour old. Raises OSError that
+    names `path` where it cannot be written: a full disk, a folder that is read-only.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +166,8 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the new name is safe only once the folder is; Windows has no such call

@@ -203,12 +203,15 @@ class _State:
                  if content["recipe"].get(key) != value]
         if other:
             raise WeightsError(f"{path} belongs to another training: {', '.join(other)}")
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.schedule.load_state_dict(content["schedule"])
-        self.losses.copy_(content["losses"])
-        self.generator.set_state(content["generator"])
-        self.history = [Epoch(**epoch) for epoch in content["history"]]
+        try:
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
+            self.losses.copy_(content["losses"])
+            self.generator.set_state(content["generator"])
+            self.history = [Epoch(**epoch) for epoch in content["history"]]
+        except Exception as error:  # each part has its own way of not fitting
+            raise WeightsError(f"{path} is damaged: what it holds does not fit together") from error
         self.best = content["best"]
 
 
@@ -221,7 +224,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is missing: there is no training to resume")
     content = plain_values(Path(path).read_bytes(), path)
     keys = {"recipe", "history", "best", "model", "optimizer", "schedule", "losses", "generator"}
-    if not isinstance(content, dict) or content.keys() != keys:
+    if not isinstance(content, dict) or content.keys() != keys or not isinstance(content["recipe"], dict):
         raise WeightsError(f"{path} is not a checkpoint of this project's training")
     return content
 
@@ -237,10 +240,10 @@ def _train_epoch(state: _State, images: Tensor, labels: Tensor, batch_bar: tqdm 
     # kept where the images are, so that a GPU need not wait for the host before the epoch's end
     losses = torch.zeros_like(state.losses)
     for index in batches(chosen, recipe["batch_size"], state.generator):
-        # drawn for the whole batch, so that the process count changes nothing
-        amounts = warp_amounts(len(index), state.generator)[rank::world].to(device)
         share = index[rank::world]
-        pixels = warp(images[share], amounts) if recipe["augment"] else images[share]
+        pixels = images[share]
+        if recipe["augment"]:  # amounts are drawn for the whole batch, so that the process count changes nothing
+            pixels = warp(pixels, warp_amounts(len(index), state.generator)[rank::world].to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe["amp"]):
             scores = network(normalize(pixels, recipe["mean"], recipe["std"]))
         loss = F.cross_entropy(scores.float(), labels[share], reduction="none")

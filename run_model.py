@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -31,9 +31,12 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from tqdm import tqdm
 
-from mnist_model import NETWORKS, load_weights, save_weights, write_atomically
-from mnist_train import Epoch, best_epoch, evaluate, predict, rank_and_world, read_checkpoint, train
+from mnist_model import NETWORKS, WeightsError, load_weights, save_weights, write_atomically
+from mnist_train import Epoch, Split, best_epoch, evaluate, predict, rank_and_world, read_checkpoint, train
 from mnist_utils import load_split, mean_std
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 OUTPUT = Path(os.environ.get("MNIST_OUTPUT", "."))
 
@@ -106,12 +109,19 @@ def main(arguments: list[str] | None = None) -> int:
             if options.mode in ("test", "both") and is_first():
                 test_model(options)
     except (OSError, ValueError, ArithmeticError) as error:
-        print(f"run_model.py: {error}", file=sys.stderr)
+        print(f"run_model.py: {plain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("run_model.py: interrupted; --resume goes on from the last whole epoch", file=sys.stderr)
         return 130
     return 0
+
+
+def plain(error: Exception) -> str:
+    """What an exception says, without the system's number for it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename} cannot be used: {error.strerror.lower()}"
+    return str(error)
 
 
 @contextlib.contextmanager
@@ -159,16 +169,21 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name.removesuffix(".pth") + ending)
 
 
+def load_training(options: argparse.Namespace) -> tuple[Split, Split, float, float]:
+    """What to train on, what to validate on (5,000 images, or a sixth), mean and deviation."""
+    images, labels = load_split("train", options.data)
+    train_images, val_images, train_labels, val_labels = train_test_split(
+        images, labels, test_size=min(5_000, len(images) // 6), stratify=labels, random_state=options.seed)
+    return (train_images, train_labels), (val_images, val_labels), *mean_std(images)
+
+
 def train_model(options: argparse.Namespace) -> None:
     """Train, save the best and the last epoch's weights, and print the test accuracy of both."""
     device = pick_device(options)
     if options.model_path.is_dir() or options.model_path.name.endswith((".checkpoint", ".final.pth")):
         raise ValueError(f"--model-path {options.model_path} cannot name the weights file: choose NAME.pth")
-    images, labels = load_split("train", options.data)
-    test_images, test_labels = load_split("test", options.data)  # missing files show before the training, not after
-    mean, std = mean_std(images)
-    train_images, val_images, train_labels, val_labels = train_test_split(
-        images, labels, test_size=min(5_000, len(images) // 6), stratify=labels, random_state=options.seed)
+    train_set, val_set, mean, std = load_training(options)
+    test_set = load_split("test", options.data)  # missing files show before the training, not after
     torch.manual_seed(options.seed)
     model = NETWORKS[options.model]().to(device)
     checkpoint = beside(options.model_path, ".checkpoint")
@@ -177,36 +192,47 @@ def train_model(options: argparse.Namespace) -> None:
     bar = {"disable": quiet, "delay": 0.5}  # a training that cannot begin ends in one line, without bars
     with tqdm(total=options.epochs, desc="epochs", unit="epoch", **bar) as epoch_bar, \
             tqdm(desc="batches", unit="batch", leave=False, **bar) as batch_bar, logger(options) as log:
-        if is_first() and not options.resume and checkpoint.exists() and read_checkpoint(checkpoint)["history"]:
-            checkpoint.replace(beside(options.model_path, ".old.checkpoint"))
+        if is_first() and not options.resume:
+            set_aside(checkpoint)
         for epoch in train(
-                model, (train_images, train_labels), (val_images, val_labels), mean=mean, std=std,
-                epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate,
-                seed=options.seed, augment=options.augment, hardest=options.hardest, amp=options.amp,
-                patience=options.early_stopping, checkpoint=checkpoint, resume=options.resume,
-                batch_bar=None if quiet else batch_bar):
+                model, train_set, val_set, mean=mean, std=std, epochs=options.epochs, batch_size=options.batch_size,
+                learning_rate=options.learning_rate, seed=options.seed, augment=options.augment,
+                hardest=options.hardest, amp=options.amp, patience=options.early_stopping, checkpoint=checkpoint,
+                resume=options.resume, batch_bar=None if quiet else batch_bar):
             epoch_bar.update()
             epoch_bar.set_postfix(loss=f"{epoch.train_loss:.4f}", val_loss=f"{epoch.val_loss:.4f}",
                                   val_accuracy=f"{epoch.val_accuracy:.2%}")
             if log:
                 for name in ("train_loss", "val_loss", "val_accuracy"):
                     log.add_scalar(name, getattr(epoch, name), epoch.number)
-
+        if log:
+            log_pictures(log, NETWORKS[options.model](), train_set[0])
     if is_first():
-        stored = read_checkpoint(checkpoint)
-        history = [Epoch(**epoch) for epoch in stored["history"]]
-        training = {name: value for name, value in stored["recipe"].items() if name not in ("network", "mean", "std")}
-        training |= {"threads": torch.get_num_threads(), "torch": version("torch")}
-        model = NETWORKS[options.model]()
-        for path, weights, epoch in ((options.model_path, stored["best"], best_epoch(history)),
-                                     (beside(options.model_path, ".final.pth"), stored["model"], history[-1])):
-            model.load_state_dict(weights)
-            _, accuracy = evaluate(model, test_images, test_labels, mean=mean, std=std)
-            save_weights(path, model, mean=mean, std=std, training=training | {"epoch": epoch.number},
-                         val_accuracy=epoch.val_accuracy, test_accuracy=accuracy)
-            print(f"test accuracy {accuracy:.2%} after epoch {epoch.number}, "
-                  f"{'the best in validation' if path == options.model_path else 'the last'}: {path}")
-        log_pictures(options, model, train_images)
+        keep_weights(options, test_set)
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Keep the training before this one as .old.checkpoint, unless it never came through an epoch."""
+    with contextlib.suppress(FileNotFoundError, WeightsError):  # none, or one that nobody can resume
+        if read_checkpoint(checkpoint)["history"]:
+            checkpoint.replace(checkpoint.with_suffix(".old.checkpoint"))
+
+
+def keep_weights(options: argparse.Namespace, test_set: Split) -> None:
+    """Save the weights of the best and of the last epoch, as the checkpoint has them, with their test accuracy."""
+    stored = read_checkpoint(beside(options.model_path, ".checkpoint"))
+    recipe, history = stored["recipe"], [Epoch(**epoch) for epoch in stored["history"]]
+    mean, std = recipe.pop("mean"), recipe.pop("std")
+    model = NETWORKS[recipe.pop("network")]()
+    training = recipe | {"threads": torch.get_num_threads(), "torch": version("torch")}
+    for path, weights, epoch in ((options.model_path, stored["best"], best_epoch(history)),
+                                 (beside(options.model_path, ".final.pth"), stored["model"], history[-1])):
+        model.load_state_dict(weights)
+        _, accuracy = evaluate(model, *test_set, mean=mean, std=std)
+        save_weights(path, model, mean=mean, std=std, training=training | {"epoch": epoch.number},
+                     val_accuracy=epoch.val_accuracy, test_accuracy=accuracy)
+        print(f"test accuracy {accuracy:.2%} after epoch {epoch.number}, "
+              f"{'the best in validation' if path == options.model_path else 'the last'}: {path}")
 
 
 @contextlib.contextmanager
@@ -217,17 +243,17 @@ def logger(options: argparse.Namespace) -> Iterator:
         return
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-    with SummaryWriter(options.log_dir) as writer:
+    # a resumed training logs its past again: what was there of it is hidden
+    with SummaryWriter(options.log_dir, purge_step=1 if options.resume else None) as writer:
         yield writer
 
 
-def log_pictures(options: argparse.Namespace, model: nn.Module, images: np.ndarray) -> None:
-    """Add the network's graph and some training images to the log, where there is one."""
-    with logger(options) as log, warnings.catch_warnings():
-        if log:
-            warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph still needs the old tracer
-            log.add_graph(model, torch.zeros(1, 1, 28, 28))
-            log.add_images("training images", images[:32, None])
+def log_pictures(log: "SummaryWriter", model: nn.Module, images: np.ndarray) -> None:
+    """Add the network's graph and some training images to the log."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph still needs the old tracer
+        log.add_graph(model, torch.zeros(1, 1, 28, 28))
+        log.add_images("training images", images[:32, None])
 
 
 def test_model(options: argparse.Namespace) -> None:

@@ -146,6 +146,19 @@ def test_a_training_that_fails_leaves_the_weights_as_they_were(data, folder, cap
     assert len(read_checkpoint(folder / "MNIST-MODEL.old.checkpoint")["history"]) == 1
 
 
+def test_a_damaged_checkpoint_stops_no_new_training(data, folder):
+    (folder / "MNIST-MODEL.checkpoint").write_bytes(b"half of it")
+    assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "1"]) == 0
+    assert len(read_checkpoint(folder / "MNIST-MODEL.checkpoint")["history"]) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(data, folder, capsys):
+    (folder / "taken").write_text("a file where a folder should be")
+    path = folder / "taken" / "mine.pth"
+    assert run_model.main(["--mode", "train", "--data", str(data), "--model-path", str(path)]) == 2
+    assert re.fullmatch(r"run_model.py: \S+taken\S* cannot be used: .+\n", capsys.readouterr().err)
+
+
 def test_the_log_holds_scalars_graph_and_images(data, folder):
     assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "2",
                            "--log-dir", str(folder / "log")]) == 0
@@ -155,6 +168,13 @@ def test_the_log_holds_scalars_graph_and_images(data, folder):
     history = read_checkpoint(folder / "MNIST-MODEL.checkpoint")["history"]
     logged = [event.value for event in log.Scalars("val_accuracy")]
     assert logged == pytest.approx([epoch["val_accuracy"] for epoch in history])
+
+
+def test_a_resumed_training_stands_in_the_log_once(data, folder):
+    common = ["--mode", "train", "--data", str(data), "--epochs", "2", "--log-dir", str(folder / "log")]
+    assert run_model.main(common) == run_model.main([*common, "--resume"]) == 0
+    log = EventAccumulator(str(folder / "log")).Reload()
+    assert [event.step for event in log.Scalars("val_accuracy")] == [1, 2]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
