@@ -188,7 +188,9 @@ def normalize(images: np.ndarray | Tensor, mean: float, std: float) -> Tensor:
     `mean` and `std` are on the scale 0 to 1, as `mean_std` gives them; images that have them
     come out with mean 0 and deviation 1.
     """
-    return (torch.as_tensor(images).unsqueeze(1).float() - 255 * mean) / (255 * std)
+    # a tensor goes as it is: through as_tensor, an exported program would keep to one device
+    pixels = images if isinstance(images, Tensor) else torch.from_numpy(images)
+    return (pixels.unsqueeze(1).float() - 255 * mean) / (255 * std)
 
 
 def batches(indices: Tensor, size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:

@@ -1,17 +1,21 @@
-"""Train and test the networks of this project from the command line.
+"""Train, test, use and export the networks of this project from the command line.
 
     python run_model.py --mode both                 train, then test
     python run_model.py --mode train --resume       go on where a training was stopped
     torchrun --nproc-per-node=2 run_model.py --mode train
+    python run_model.py --mode predict a.png b.jpg  read the digits in pictures
+    python run_model.py --mode export --format onnx the trained network, for other runtimes
 
 A training keeps three files: the weights of its best epoch under --model-path, those of its last
 epoch beside it (.final.pth), and the checkpoint that --resume goes on from (.checkpoint; the one
-of the training before it becomes .old.checkpoint).
+of the training before it becomes .old.checkpoint). An export is written once its own runtime has
+given what the network gives for all test images; torchscript is legacy, PyTorch has deprecated it.
 """
 
 import argparse
 import contextlib
 import io
+import json
 import math
 import os
 import sys
@@ -31,7 +35,10 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from tqdm import tqdm
 
+from mnist_export import FORMATS, export
 from mnist_model import NETWORKS, WeightsError, load_weights, save_weights, write_atomically
+from mnist_picture import PictureError
+from mnist_predict import MNISTPredictor, Prediction, calibrate
 from mnist_train import Epoch, Split, best_epoch, evaluate, predict, rank_and_world, read_checkpoint, train
 from mnist_utils import load_split, mean_std
 
@@ -78,7 +85,9 @@ def share(text: str) -> float:
 def parser() -> Parser:
     options = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = options.add_argument
-    add("--mode", choices=["train", "test", "both"], default="both", help="what to do (default: both)")
+    add("--mode", choices=["train", "test", "both", "predict", "export"], default="both",
+        help="what to do; both is train and test (default: both)")
+    add("files", nargs="*", metavar="FILE", help="pictures to read (with --mode predict)")
     add("--model-path", type=Path, default=OUTPUT / "MNIST-MODEL.pth", help="the weights file (default: %(default)s)")
     add("--data", default="dataset", help="a folder with train/ and test/ (default: %(default)s)")
     add("--model", choices=sorted(NETWORKS), default="MNIST_CNN", help="the network to train (default: %(default)s)")
@@ -96,6 +105,11 @@ def parser() -> Parser:
     add("--no-cuda", action="store_true", help="the CPU, even where there is a GPU")
     add("--test-samples", type=count, default=20, metavar="N",
         help="test images in the picture, at most 500 (default: 20)")
+    add("--ink", choices=["auto", "dark", "light"], default="auto",
+        help="whether the pictures have dark ink or light (default: by their rim)")
+    add("--json", action="store_true", help="print predictions as JSON")
+    add("--format", choices=FORMATS, help="what to export as; torchscript is legacy")
+    add("--output", type=Path, metavar="FILE", help="the export (default: beside the weights file)")
     add("--log-dir", type=Path, help="write TensorBoard's scalars, graph and images into this folder")
     return options
 
@@ -103,11 +117,17 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
+        if bool(options.files) != (options.mode == "predict"):
+            raise ValueError("--mode predict and the files that it reads go together")
+        if options.mode == "predict":
+            return predict_files(options)
         with process_group(options):
             if options.mode in ("train", "both"):
                 train_model(options)
             if options.mode in ("test", "both") and is_first():
                 test_model(options)
+            if options.mode == "export" and is_first():
+                export_model(options)
     except (OSError, ValueError, ArithmeticError) as error:
         print(f"run_model.py: {plain(error)}", file=sys.stderr)
         return 2
@@ -208,7 +228,7 @@ def train_model(options: argparse.Namespace) -> None:
         if log:
             log_pictures(log, NETWORKS[options.model](), train_set[0])
     if is_first():
-        keep_weights(options, test_set)
+        keep_weights(options, train_set, val_set, test_set)
 
 
 def set_aside(checkpoint: Path) -> None:
@@ -218,7 +238,7 @@ def set_aside(checkpoint: Path) -> None:
             checkpoint.replace(checkpoint.with_suffix(".old.checkpoint"))
 
 
-def keep_weights(options: argparse.Namespace, test_set: Split) -> None:
+def keep_weights(options: argparse.Namespace, train_set: Split, val_set: Split, test_set: Split) -> None:
     """Save the weights of the best and of the last epoch, as the checkpoint has them, with their test accuracy."""
     stored = read_checkpoint(beside(options.model_path, ".checkpoint"))
     recipe, history = stored["recipe"], [Epoch(**epoch) for epoch in stored["history"]]
@@ -229,7 +249,8 @@ def keep_weights(options: argparse.Namespace, test_set: Split) -> None:
                                  (beside(options.model_path, ".final.pth"), stored["model"], history[-1])):
         model.load_state_dict(weights)
         _, accuracy = evaluate(model, *test_set, mean=mean, std=std)
-        save_weights(path, model, mean=mean, std=std, training=training | {"epoch": epoch.number},
+        calibration = calibrate(model.eval(), train_set, val_set, mean=mean, std=std, seed=recipe["seed"])
+        save_weights(path, model, mean=mean, std=std, **calibration, training=training | {"epoch": epoch.number},
                      val_accuracy=epoch.val_accuracy, test_accuracy=accuracy)
         print(f"test accuracy {accuracy:.2%} after epoch {epoch.number}, "
               f"{'the best in validation' if path == options.model_path else 'the last'}: {path}")
@@ -289,6 +310,53 @@ def draw_predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.n
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     write_atomically(path, buffer.getvalue())
+
+
+def predict_files(options: argparse.Namespace) -> int:
+    """Print what each picture shows; 0 if all of them could be read, else 1."""
+    predictor = MNISTPredictor(options.model_path, pick_device(options) if options.device else None)
+    answers = []
+    for file in options.files:
+        try:
+            whole = predictor.predict(file, options.ink)
+            digits = predictor.read(file, options.ink) if whole.digit is None else [whole]
+        except PictureError as error:
+            answers.append({"file": file, "error": str(error)})
+            if not options.json:
+                print(f"run_model.py: {error}", file=sys.stderr)
+            continue
+        answers.append({"file": file, **described(whole), "digits": [described(digit) for digit in digits]})
+        if not options.json:
+            print(line_for(file, digits or [whole], whole.reason), flush=True)
+    if options.json:
+        print(json.dumps(answers, indent=2))
+    return int(any("error" in answer for answer in answers))
+
+
+def line_for(file: str, digits: list[Prediction], reason: str) -> str:
+    """File, digits, the lowest confidence among them, and what speaks against them, with tabs between."""
+    read = "".join("?" if digit.digit is None else str(digit.digit) for digit in digits)
+    remarks = "; ".join(remark for remark in (reason, *digits[0].notes) if remark)
+    return "\t".join([file, read, f"{min(digit.confidence for digit in digits):.1%}", *[remarks] * bool(remarks)])
+
+
+def described(prediction: Prediction) -> dict:
+    """A prediction in JSON's types, without the picture."""
+    return {"digit": prediction.digit, "confidence": prediction.confidence,
+            "probabilities": prediction.probabilities.tolist(), "trusted": prediction.trusted,
+            "reason": prediction.reason, "notes": prediction.notes, "box": prediction.box}
+
+
+def export_model(options: argparse.Namespace) -> None:
+    """Write the network for another runtime, and print how the file is fed and how it compares."""
+    if not options.format:
+        raise ValueError(f"--format is missing: choose from {', '.join(FORMATS)}")
+    path = options.output or beside(options.model_path, FORMATS[options.format].ending)
+    report = export(options.model_path, path, options.format, options.data)
+    print(f"{path}: {report.size:,} bytes; in: {report.metadata['input']}; out: {report.metadata['output']}")
+    print(f"compared with the network on {report.images:,} test images: {report.different:,} digits differ, "
+          f"probabilities by {report.deviation:.2g} at most; accuracy {report.accuracy:.2%}, "
+          f"the network's {report.network_accuracy:.2%}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,319 @@
+"""The trained network as a file for other runtimes, with the constants of its preprocessing inside.
+
+    report = export("MNIST-MODEL.pth", "MNIST-MODEL.onnx", "onnx")
+    print(report.accuracy, report.deviation)
+
+onnx         one self-contained file, for onnxruntime and whatever else reads ONNX
+onnx-int8    the same in 8-bit integers, quantised on training images: under half as large
+pt2          for torch.export.load: PyTorch alone, without this project
+torchscript  for torch.jit.load: legacy, PyTorch has deprecated it
+safetensors  weights and constants alone, without a program: `load_safetensors` puts them together again
+
+All but the last hold the whole program that `Program` is. Every file also says in words what it is:
+`metadata_props` in ONNX, the extra file metadata.json in pt2 and torchscript, `metadata()` in safetensors.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mnist_model import NETWORKS, WeightsError, load_weights, write_atomically
+from mnist_train import predict
+from mnist_utils import IMAGE_SHAPE, load_split, normalize
+
+TOLERANCE = 1e-4  # of a probability, between the network and its export
+CALIBRATION = 500  # training images at most; more made no difference to training images held out
+BATCH = 250
+INT8 = "onnx-int8"
+METADATA = "metadata.json"
+PROGRAM = {
+    "input": "images: uint8 (N, 28, 28), grey levels from 0 (paper) to 255 (ink)",
+    "output": "probabilities: float32 (N, 10), of the digits 0 to 9",
+    "preprocessing": "inside: (images / 255 - mean) / std",
+}
+WEIGHTS = {
+    "input": "float32 (N, 1, 28, 28): (grey levels / 255 - mean) / std, of grey levels from 0 (paper) to 255 (ink)",
+    "output": "scores: float32 (N, 10); softmax(scores / temperature) are the probabilities of the digits 0 to 9",
+    "preprocessing": "outside: mean, std and temperature are in the metadata",
+}
+
+Run = Callable[[np.ndarray], np.ndarray]  # uint8 images (N, 28, 28) → probabilities (N, 10), float32
+
+
+class ExportError(ValueError):
+    """A network was not exported; the message says why."""
+
+
+class Program(nn.Module):
+    """Grey levels (N, 28, 28), uint8, 0 paper to 255 ink → probabilities (N, 10): what an export computes.
+
+    `facts` are those of the weights file; a temperature among them divides the scores. Raises
+    WeightsError for one that is no float above 0.
+    """
+
+    def __init__(self, model: nn.Module, facts: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.mean, self.std = model, facts["mean"], facts["std"]
+        self.temperature = facts.get("temperature", 1.0)
+        if not (isinstance(self.temperature, float) and 0 < self.temperature < math.inf):
+            raise WeightsError(f"the weights have an unusable temperature: {self.temperature!r}")
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.model(normalize(images, self.mean, self.std)) / self.temperature).softmax(1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and how it compares with the network, on all test images."""
+
+    size: int  # bytes
+    metadata: dict[str, str]  # as in the file
+    images: int
+    different: int  # images that it takes for another digit
+    deviation: float  # the largest of any probability
+    accuracy: float  # 0 to 1
+    network_accuracy: float
+
+
+def export(model_path: str | os.PathLike, path: str | os.PathLike, format: str,
+           data: str | os.PathLike = "dataset") -> Report:
+    """Write the network of a weights file in one of FORMATS, once that has proved to be the same network.
+
+    To that end it is loaded again by its own runtime and compared on the test images of `data`, a
+    folder laid out as `dataset/` is: each digit must be the same, each probability within
+    TOLERANCE. Of onnx-int8, which is calibrated on the training images there, the report tells
+    and nothing is asked. Raises ExportError where the comparison fails, nothing can be compared,
+    or `path` cannot be the file's; and whatever `load_weights`, `load_split` and
+    `write_atomically` raise. What was at `path` is then as it was.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise ExportError(f"there is no format {format!r}: choose from {', '.join(FORMATS)}")
+    model, facts = load_weights(model_path)
+    if path.is_dir():
+        raise ExportError(f"{path} is a directory: name a file to write")
+    if path.exists() and path.samefile(model_path):
+        raise ExportError(f"{path} is the weights file itself: name another file to write")
+    program = Program(model, facts)
+    metadata = _metadata(model_path, facts, program, format)
+    images, labels = load_split("test", data)
+    if not len(images):
+        raise ExportError(f"{path} was not written: {data} holds no test images to compare it on")
+    calibration = _calibration(data) if format == INT8 else None
+    try:
+        content, found = _make(program, metadata, format, calibration, images)
+    except Exception as error:  # each exporter and each runtime has its own
+        raise ExportError(f"{path} was not written, because {format} failed: {error!r:.200}") from error
+    expected = _network_probabilities(program, images)
+    digits, expected_digits = found.argmax(1), expected.argmax(1)
+    report = Report(len(content), metadata, len(images), int((digits != expected_digits).sum()),
+                    float(np.abs(found - expected).max()), float((digits == labels).mean()),
+                    float((expected_digits == labels).mean()))
+    if format != INT8 and (report.different or not report.deviation <= TOLERANCE):  # a NaN is not within
+        raise ExportError(f"{path} was not written: as {format} it takes {report.different:,} of {report.images:,} "
+                          f"test images for another digit, and its probabilities are up to {report.deviation:.1g} off")
+    write_atomically(path, content)
+    return report
+
+
+def _make(program: Program, metadata: dict[str, str], format: str, calibration: np.ndarray | None,
+          images: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """The export's bytes, and the probabilities (N, 10) that its own runtime gives with them."""
+    chosen = FORMATS[format]
+    # what is still mapped into memory cannot be deleted on Windows
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder, "network" + chosen.ending)
+        chosen.save(program, metadata, path)
+        if calibration is not None:
+            _quantize(path, calibration)
+        run = chosen.open(path)
+        found = [run(images[start:start + BATCH]) for start in range(0, len(images), BATCH)]
+        return path.read_bytes(), np.concatenate(found)
+
+
+def _network_probabilities(program: Program, images: np.ndarray) -> np.ndarray:
+    """What the network gives without the program's own arithmetic around it: float32 (N, 10)."""
+    scores = predict(program.model, images, mean=program.mean, std=program.std)
+    return (scores / program.temperature).softmax(1).numpy()
+
+
+def _metadata(model_path: str | os.PathLike, facts: dict[str, Any], program: Program, format: str) -> dict[str, str]:
+    """What one must know to use an export, all of it as strings."""
+    digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
+    metadata = {"model": f"{Path(model_path).name}, SHA-256 {digest}", "architecture": facts["architecture"],
+                **(WEIGHTS if format == "safetensors" else PROGRAM),
+                "mean": repr(program.mean), "std": repr(program.std), "temperature": repr(program.temperature),
+                "test_accuracy": str(facts.get("test_accuracy", "not measured"))}
+    if format == INT8:
+        metadata["quantisation"] = "static, 8 bits, QDQ; test_accuracy was measured before it"
+    return metadata
+
+
+# saving
+
+def _example() -> tuple[Tensor]:
+    return (torch.zeros(2, *IMAGE_SHAPE, dtype=torch.uint8),)  # two images: exporters take one for a constant
+
+
+def _any_count() -> dict[str, dict[int, Any]]:
+    return {"images": {0: torch.export.Dim("N", min=1)}}
+
+
+def _save_onnx(program: Program, metadata: dict[str, str], path: Path) -> None:
+    model = torch.onnx.export(program, _example(), dynamo=True, dynamic_shapes=_any_count(), input_names=["images"],
+                              output_names=["probabilities"], verbose=False).model_proto
+    graph = model.graph
+    # the exporter notes which lines of which files on this machine each node comes from
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _calibration(data: str | os.PathLike) -> np.ndarray:
+    """Some training images, spread over all of them, or ExportError where there are none."""
+    images, _ = load_split("train", data)
+    if not len(images):
+        raise ExportError(f"{data} holds no training images to calibrate {INT8} with")
+    return images[np.linspace(0, len(images) - 1, min(CALIBRATION, len(images))).astype(int)]
+
+
+class _Feed(CalibrationDataReader):
+    """One batch of images, in the form in which onnxruntime's quantisation asks for it."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.feeds = iter([{"images": images}])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.feeds, None)
+
+
+def _quantize(path: Path, images: np.ndarray) -> None:
+    """Turn an ONNX file into one that computes in 8-bit integers, calibrated on these images (N, 28, 28).
+
+    Weights are unsigned, with a scale for each channel: x86 processors without VNNI add signed
+    weights' products up in 16 bits, which is too few. The first convolution stays in float32,
+    where it is nearer and faster, and so do the last layer's results.
+    """
+    model = onnx.load(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    prepared = path.with_name("prepared")
+    quant_pre_process(model, prepared)
+    convolutions = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
+    quantize_static(prepared, path, _Feed(images), quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=["Conv", "Relu", "MaxPool", "Gemm"], nodes_to_exclude=convolutions[:1],
+                    activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8, per_channel=True,
+                    extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]})
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
+def _save_pt2(program: Program, metadata: dict[str, str], path: Path) -> None:
+    exported = torch.export.export(program, _example(), dynamic_shapes=_any_count())
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names the folders of this machine
+    torch.export.save(exported, path, extra_files={METADATA: json.dumps(metadata)})
+
+
+def _save_torchscript(program: Program, metadata: dict[str, str], path: Path) -> None:
+    buffer = io.BytesIO()
+    with _deprecated():
+        torch.jit.save(torch.jit.trace(program, _example()), buffer, _extra_files={METADATA: json.dumps(metadata)})
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            if not name.endswith(".debug_pkl"):  # they name the folders of this machine
+                target.writestr(name, source.read(name))
+
+
+def _save_safetensors(program: Program, metadata: dict[str, str], path: Path) -> None:
+    save_file(program.model.state_dict(), path, metadata)
+
+
+@contextlib.contextmanager
+def _deprecated() -> Iterator[None]:
+    """Let TorchScript be used without its warnings that it is deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.* is deprecated", FutureWarning)
+        yield
+
+
+# loading again
+
+def _open_onnx(path: Path) -> Run:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+def _open_pt2(path: Path) -> Run:
+    return _run(torch.export.load(path).module())
+
+
+def _open_torchscript(path: Path) -> Run:
+    with _deprecated():
+        return _run(torch.jit.load(path))
+
+
+def load_safetensors(path: str | os.PathLike) -> Program:
+    """The program again, from a safetensors export: the weights in their network, the constants around it.
+
+    Raises WeightsError for a file that is damaged or no such export, OSError where it cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = file.metadata()
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        model = NETWORKS[facts["architecture"]]()
+        model.load_state_dict(weights)
+        return Program(model, {name: float(facts[name]) for name in ("mean", "std", "temperature")})
+    except OSError:
+        raise
+    except Exception as error:  # safetensors has its own, and each part has its own way of not fitting
+        raise WeightsError(f"{path} is damaged, or no safetensors export of this project") from error
+
+
+def _open_safetensors(path: Path) -> Run:
+    return _run(load_safetensors(path))
+
+
+def _run(module: nn.Module) -> Run:
+    return lambda images: module(torch.from_numpy(images)).numpy()
+
+
+@dataclass(frozen=True)
+class Format:
+    ending: str  # of a file's name
+    save: Callable[[Program, dict[str, str], Path], None]
+    open: Callable[[Path], Run]  # with as many threads as torch has
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _save_onnx, _open_onnx),
+    INT8: Format(".int8.onnx", _save_onnx, _open_onnx),
+    "torchscript": Format(".torchscript", _save_torchscript, _open_torchscript),
+    "pt2": Format(".pt2", _save_pt2, _open_pt2),
+    "safetensors": Format(".safetensors", _save_safetensors, _open_safetensors),
+}

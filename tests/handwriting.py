@@ -1,0 +1,128 @@
+"""Pictures of handwriting, made from MNIST's test digits: pages as a camera sees them, drawings, phone numbers.
+
+Every function takes a random generator and draws all that varies from it, so a seed names a set.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageFilter
+from scipy import ndimage
+from skimage.morphology import skeletonize
+from skimage.transform import ProjectiveTransform, warp
+
+Rng = np.random.Generator
+
+
+def enlarged(digit: np.ndarray, height: int) -> np.ndarray:
+    """The digit (28, 28) uint8, cropped to its ink and enlarged with sharp edges: (height, W) float, 0 to 1."""
+    rows, columns = np.flatnonzero(digit.any(1)), np.flatnonzero(digit.any(0))
+    cropped = np.pad(digit[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], 1)
+    factor = height / (cropped.shape[0] - 2)
+    size = [max(3, round(side * factor)) for side in cropped.shape[::-1]]
+    smooth = np.asarray(Image.fromarray(cropped).convert("F").resize(size, Image.Resampling.BICUBIC)) / 255
+    return np.clip((smooth - 0.45) * max(factor / 2, 1) + 0.5, 0, 1)
+
+
+def placed(ink: np.ndarray, shape: tuple[int, int], rng: Rng, margin: float = 0.04) -> np.ndarray:
+    """The ink somewhere on an empty page of that shape, at least `margin` of it away from the rim."""
+    page = np.zeros(shape)
+    room = [side - length for side, length in zip(shape, ink.shape)]
+    top, left = (int(rng.uniform(margin * side, max(margin * side, free - margin * side)))
+                 for side, free in zip(shape, room))
+    top, left = min(top, room[0]), min(left, room[1])
+    page[top:top + ink.shape[0], left:left + ink.shape[1]] = ink
+    return page
+
+
+def ruling(shape: tuple[int, int], rng: Rng) -> np.ndarray:
+    """Printed lines or squares (H, W), 0 to 1, thinner and fainter than a pen's."""
+    lines = np.zeros(shape)
+    step = rng.uniform(0.08, 0.25) * min(shape)
+    thickness = max(1, round(0.006 * min(shape)))
+    for axis in (0, 1)[:rng.integers(1, 3)]:
+        for position in np.arange(rng.uniform(0, step), shape[axis], step).astype(int):
+            lines[(slice(None),) * axis + (slice(position, position + thickness),)] = 1
+    return lines * rng.uniform(0.15, 0.35)
+
+
+def tilted(layers: list[np.ndarray], rng: Rng, degrees: float = 15, perspective: float = 0.06) -> list[np.ndarray]:
+    """The layers (H, W), all turned by one angle and seen from one point a little aside."""
+    height, width = layers[0].shape
+    angle = np.deg2rad(rng.uniform(-degrees, degrees))
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [width / 2, height / 2]
+    moved = corners * (1 + rng.uniform(-perspective, perspective, (4, 1)))
+    turned = moved @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    centre = [width / 2, height / 2]
+    transform = ProjectiveTransform.from_estimate(turned + centre, corners + centre)
+    return [warp(layer, transform, order=1, mode="reflect" if edge else "constant", preserve_range=True)
+            for edge, layer in zip([False] + [True] * (len(layers) - 1), layers)]
+
+
+def photographed(ink: np.ndarray, lines: np.ndarray, rng: Rng, shadow: bool = True) -> Image.Image:
+    """Ink and lines (H, W) on paper, with the paper's grain, a shadow, the camera's noise and JPEG's traces."""
+    height, width = ink.shape
+    paper = rng.uniform(0.8, 1, 3)
+    pen = rng.uniform(0, 0.35, 3)
+    rule = paper * rng.uniform([0.3, 0.5, 0.8], 1)
+    page = paper + lines[..., None] * (rule - paper)
+    page = page + ink[..., None] * (pen - page)
+    grain = ndimage.gaussian_filter(rng.normal(size=ink.shape), 1 + 0.002 * height)
+    page *= 1 + rng.uniform(0.005, 0.02) * (grain / grain.std())[..., None]
+    if shadow:
+        angle, edge = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3)
+        y, x = np.mgrid[-0.5:0.5:height * 1j, -0.5:0.5:width * 1j]
+        distance = np.cos(angle) * x + np.sin(angle) * y - edge
+        page *= (1 - rng.uniform(0.2, 0.5) / (1 + np.exp(-distance / rng.uniform(0.005, 0.1))))[..., None]
+    page += rng.normal(scale=rng.uniform(0, 0.02), size=page.shape)
+    picture = Image.fromarray(np.rint(255 * page.clip(0, 1)).astype(np.uint8))
+    buffer = io.BytesIO()
+    picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.002) * height)).save(
+        buffer, "JPEG", quality=int(rng.integers(40, 96)))
+    return Image.open(buffer)
+
+
+def page(digit: np.ndarray, rng: Rng, kind: str = "photo") -> Image.Image:
+    """One digit, dark on a light page of 100 to 2,000 pixels: "plain", "shadow", "ruled", "tilted", or all: "photo"."""
+    height, width = (round(100 * 20 ** rng.uniform()) for _ in "hw")
+    height, width = max(height, width // 2), max(width, height // 2)
+    ink = enlarged(digit, round(rng.uniform(0.3, 0.75) * min(height, width)))[:, :width]
+    lines = ruling((height, width), rng) if kind in ("ruled", "photo") else np.zeros((height, width))
+    layers = [placed(ink, (height, width), rng, 0.12), lines]
+    if kind in ("tilted", "photo"):
+        flat = layers
+        while on_rim((layers := tilted(flat, rng))[0]):
+            flat = [placed(ink, (height, width), rng, 0.12), lines]
+    return photographed(*layers, rng, shadow=kind in ("shadow", "photo"))
+
+
+def on_rim(ink: np.ndarray) -> bool:
+    """Whether some of the ink (H, W) has come to the picture's rim: then not all of it is to be seen."""
+    return max(side.max() for side in (ink[:2], ink[-2:], ink[:, :2], ink[:, -2:])) > 0.1
+
+
+def stroked(digit: np.ndarray, brush: float, rng: Rng, side: int = 280) -> Image.Image:
+    """The digit's middle line, drawn by a mouse with a round brush of so many pixels: black on white."""
+    line = skeletonize(enlarged(digit, round(0.6 * side)) > 0.5)
+    line = placed(line[:, :round(0.8 * side)], (side, side), rng, 0.1)
+    near = ndimage.distance_transform_edt(line == 0) <= max(brush / 2, 0.5)
+    return Image.fromarray(np.where(near, 0, 255).astype(np.uint8))
+
+
+def written(digits: list[list[np.ndarray]], rng: Rng, height: int = 120, uneven: float = 0.25) -> np.ndarray:
+    """Lines of digits, one list a line, from left to right: ink (H, W), 0 to 1, each digit of a size of its own."""
+    rows = []
+    for line in digits:
+        parts = [enlarged(digit, round(height * rng.uniform(1 - uneven, 1))) for digit in line]
+        tall = round(1.25 * height)
+        row = [np.zeros((tall, round(0.4 * height)))]
+        for part in parts:
+            top = int(rng.uniform(0, tall - part.shape[0])) if tall > part.shape[0] else 0
+            cell = np.zeros((tall, part.shape[1] + round(height * rng.uniform(0.12, 0.4))))
+            cell[top:top + part.shape[0], :part.shape[1]] = part[:tall]
+            row.append(cell)
+        rows.append(np.concatenate(row, 1))
+    width = max(row.shape[1] for row in rows) + round(0.3 * height)
+    blank = np.zeros((round(0.3 * height), width))
+    return np.concatenate([blank, *[np.pad(row, [(0, round(0.15 * height)), (0, width - row.shape[1])])
+                                    for row in rows], blank])
