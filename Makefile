@@ -1,7 +1,7 @@
 # make         run both notebooks, top to bottom       make lab    open them in JupyterLab
 # make test    prove both notebooks and everything else
-# make bench   measure how fast 99 % is reached, then how fast the exports predict
-#              (eleven minutes; leave the machine alone meanwhile)
+# make bench   measure how fast 99 % is reached, how fast the exports predict, how well handwriting
+#              is read (a quarter of an hour; leave the machine alone meanwhile)
 # Another Python than python3: make PYTHON=python3.12
 
 ifeq ($(OS),Windows_NT)
@@ -25,6 +25,7 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/benchmark.py
 	$(BIN)/python tests/benchmark_inference.py
+	$(BIN)/python tests/benchmark_handwriting.py
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab workspace.ipynb

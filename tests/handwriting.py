@@ -4,12 +4,15 @@ Every function takes a random generator and draws all that varies from it, so a 
 """
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 from scipy import ndimage
 from skimage.morphology import skeletonize
 from skimage.transform import ProjectiveTransform, warp
+
+from mnist_utils import load_split
 
 Rng = np.random.Generator
 
@@ -126,3 +129,30 @@ def written(digits: list[list[np.ndarray]], rng: Rng, height: int = 120, uneven:
     blank = np.zeros((round(0.3 * height), width))
     return np.concatenate([blank, *[np.pad(row, [(0, round(0.15 * height)), (0, width - row.shape[1])])
                                     for row in rows], blank])
+
+
+def main() -> None:
+    """Make the sample pictures: python tests/handwriting.py, from the top folder."""
+    folder = Path("figures", "samples")
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = load_split("test")
+    rng = np.random.default_rng(8)
+    first = {digit: images[labels == digit][1] for digit in range(10)}
+
+    lines = ruling((300, 400), rng)
+    photographed(*tilted([placed(enlarged(first[7], 150), lines.shape, rng, 0.2), lines], rng), rng).save(
+        folder / "seven.jpg", quality=85)
+    ink = written([[first[digit] for digit in (0, 3, 1, 6)], [first[digit] for digit in (5, 2, 9, 4, 8)]], rng, 80)
+    photographed(ink, ruling(ink.shape, rng), rng).save(folder / "number.jpg", quality=85)
+    stroked(first[3], 2, rng).save(folder / "thin.png")
+    pair = [enlarged(first[digit], 120) for digit in (6, 5)]
+    page = np.zeros((180, 60 + pair[0].shape[1] + pair[1].shape[1]))
+    page[30:30 + pair[0].shape[0], 30:30 + pair[0].shape[1]] = pair[0]
+    left = pair[0].shape[1] - 6
+    np.maximum(page[35:35 + pair[1].shape[0], left:left + pair[1].shape[1]], pair[1],
+               out=page[35:35 + pair[1].shape[0], left:left + pair[1].shape[1]])
+    Image.fromarray(np.rint(255 * (1 - page)).astype(np.uint8)).save(folder / "touching.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The predictor on people's kinds of pictures, all made from MNIST's test digits, and its word on what to trust."""
+
+import concurrent.futures
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+import handwriting
+import run_model
+from mnist_model import MNIST_CNN, load_weights, save_weights
+from mnist_picture import PictureError, to_mnist
+from mnist_predict import MNISTPredictor, calibrate, no_digits
+from mnist_train import predict
+from mnist_utils import load_split
+
+ROOT = Path(__file__).parents[1]
+FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
+IMAGES, LABELS = load_split("test", ROOT / "dataset")
+
+
+@pytest.fixture(scope="module")
+def predictor(output) -> MNISTPredictor:
+    """With the weights that this session's workspace.ipynb has trained, or the committed ones."""
+    return MNISTPredictor(output / "MNIST-MODEL.pth")
+
+
+def accuracy(predictor: MNISTPredictor, draw, count: int, seed: int = 0) -> tuple[float, float]:
+    """The share of right digits, and the share of wrong ones that are trusted, on so many test digits drawn anew."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(LABELS))[:count]
+    results = [predictor.predict(draw(IMAGES[index], rng)) for index in chosen]
+    right = np.array([result.digit == label for result, label in zip(results, LABELS[chosen])])
+    trusted = np.array([result.trusted for result in results])
+    return right.mean(), (trusted & ~right).mean()
+
+
+def printed(text: str, font: str, size: int = 150) -> Image.Image:
+    page = Image.new("L", (280, 280), 255)
+    ImageDraw.Draw(page).text((80, 50), text, font=ImageFont.truetype(FONTS / f"{font}.ttf", size), fill=0)
+    return page
+
+
+# how well it reads
+
+def test_mnist_s_own_images_are_read_as_by_the_network_alone(predictor):
+    results = predictor.predict_many(IMAGES)
+    scores = predict(predictor.model, IMAGES, mean=predictor.facts["mean"], std=predictor.facts["std"])
+    assert [result.digit for result in results] == scores.argmax(1).tolist()
+    assert np.mean([result.digit == label for result, label in zip(results, LABELS)]) > 0.992
+    trusted = [index for index, result in enumerate(results) if result.trusted]
+    assert len(trusted) > 9_700
+    assert np.mean([results[index].digit == LABELS[index] for index in trusted]) > 0.998
+
+
+@pytest.mark.parametrize("kind, count", [("plain", 50), ("shadow", 50), ("ruled", 50), ("tilted", 50), ("photo", 200)])
+def test_digits_on_pages(predictor, kind, count):
+    """The goal of 98 % is measured on more pages by `make bench`; with so few, the bound leaves room for luck."""
+    right, misleading = accuracy(predictor, lambda digit, rng: handwriting.page(digit, rng, kind), count)
+    assert right >= 0.96 and misleading <= 0.02
+
+
+@pytest.mark.parametrize("brush", [1, 3, 10, 20, 40])
+def test_digits_drawn_with_a_mouse(predictor, brush):
+    right, _ = accuracy(predictor, lambda digit, rng: handwriting.stroked(digit, brush, rng), 200)
+    assert right >= 0.95
+
+
+def test_digits_off_the_centre(predictor):
+    def moved(digit, rng):
+        rows, columns = np.flatnonzero(digit.any(1)), np.flatnonzero(digit.any(0))
+        cropped = digit[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        top, left = rng.integers(0, 29 - np.array(cropped.shape))
+        return np.pad(cropped, [(top, 28 - top - cropped.shape[0]), (left, 28 - left - cropped.shape[1])])
+
+    assert accuracy(predictor, moved, 500)[0] >= 0.985
+
+
+def test_printed_digits(predictor):
+    fonts = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Bold",
+             "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10"]
+    read = [predictor.predict(printed(str(digit), font)).digit == digit for font in fonts for digit in range(10)]
+    assert np.mean(read) >= 0.95
+
+
+# several digits
+
+def test_several_digits_are_reported_and_read_in_order(predictor):
+    right = count = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        lines = [list(rng.integers(0, 10_000, length)) for length in rng.integers(3, 9, 1 + seed % 2)]
+        ink = handwriting.written([[IMAGES[index] for index in line] for line in lines], rng)
+        photo = handwriting.photographed(ink, handwriting.ruling(ink.shape, rng), rng)
+        assert predictor.predict(photo).digit is None
+        assert "not one digit" in predictor.predict(photo).reason
+        expected = [LABELS[index] for line in lines for index in line]
+        results = predictor.read(photo)
+        count += len(expected)
+        right += sum(result.digit == label for result, label in zip(results, expected)) \
+            if len(results) == len(expected) else 0
+        for result in results:
+            left, top, right_edge, bottom = result.box
+            assert 0 <= left < right_edge <= photo.width and 0 <= top < bottom <= photo.height
+    assert right / count > 0.93
+
+
+def test_small_marks_between_digits_are_left_out(predictor):
+    rng = np.random.default_rng(0)
+    page = 255 - np.rint(255 * handwriting.written([list(IMAGES[:4])], rng)).astype(np.uint8)
+    page = np.pad(page, [(0, 0), (0, 100)], constant_values=255)
+    page[80:88, -60:-30] = 0  # a hyphen
+    results = predictor.read(page)
+    assert [result.digit for result in results] == LABELS[:4].tolist()
+    assert results[0].notes == ("small marks left out: 1",)
+
+
+def test_a_single_digit_is_read_as_one(predictor):
+    page = 255 - np.rint(255 * handwriting.placed(handwriting.enlarged(IMAGES[0], 90), (150, 200),
+                                                  np.random.default_rng(0))).astype(np.uint8)
+    one, = predictor.read(page)
+    assert (one.digit, one.trusted) == (7, True)
+    assert np.array_equal(one.picture, predictor.predict(page).picture)
+    assert predictor.read(IMAGES[0])[0].digit == 7
+    assert predictor.read(np.zeros((50, 50), np.uint8)) == []
+
+
+# what not to trust
+
+def test_touching_digits_are_mostly_reported(predictor):
+    rng, reported = np.random.default_rng(0), []
+    while len(reported) < 150:
+        one, other = (handwriting.enlarged(IMAGES[index], 100) for index in rng.integers(0, 10_000, 2))
+        page = np.zeros((160, 60 + one.shape[1] + other.shape[1]))
+        page[20:20 + one.shape[0], 20:20 + one.shape[1]] = one
+        left = 20 + one.shape[1] - int(rng.integers(4, 20))
+        place = page[25:25 + other.shape[0], left:left + other.shape[1]]
+        np.maximum(place, other, out=place)
+        reported.append(not predictor.predict(1 - page).trusted)
+    assert np.mean(reported) > 0.8
+
+
+def test_no_digits_are_told_from_digits(predictor):
+    def doubt(pictures) -> list[float]:
+        return [result.trusted for result in predictor.predict_many(pictures)]
+
+    assert np.mean(doubt(no_digits(IMAGES, 300, np.random.default_rng(0)))) < 0.1
+    fonts = ("DejaVuSans", "DejaVuSerif", "cmr10")
+    letters = [printed(letter, font) for font in fonts for letter in "AEFHKMNRWXaehkmnr"]
+    assert np.mean(doubt(letters)) < 0.35
+
+
+def test_paper_without_a_digit_gives_no_trusted_one(predictor):
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        nothing = np.zeros((300, 300))
+        assert not predictor.predict(handwriting.photographed(nothing, nothing, rng, shadow=seed % 2 == 0)).trusted
+
+
+@pytest.mark.parametrize("blank", [np.zeros((28, 28)), np.ones((100, 80)), Image.new("RGBA", (50, 50))])
+def test_a_blank_picture_has_no_digit(predictor, blank):
+    result = predictor.predict(blank)
+    assert (result.digit, result.confidence, result.trusted) == (None, 0.0, False)
+    assert "blank" in result.reason and not result.picture.any()
+
+
+def test_a_doubtful_digit_names_the_other_one(predictor):
+    unsure = [result for result in predictor.predict_many(IMAGES) if result.reason.startswith("unsure")]
+    assert unsure
+    for result in unsure:
+        second = int(result.probabilities.argsort()[-2])
+        assert f"may be a {second} as well" in result.reason and result.confidence < 0.9
+
+
+def test_calibration_brings_confidence_to_accuracy(predictor):
+    """Measured on images that calibration has not seen."""
+    temperature = predictor.facts["temperature"]
+    scores = predict(predictor.model, IMAGES, mean=predictor.facts["mean"], std=predictor.facts["std"])
+    labels = torch.from_numpy(LABELS).long()
+    losses = [torch.nn.functional.cross_entropy(scores / t, labels).item() for t in (temperature, 3.0, 0.4)]
+    assert losses[0] == min(losses)
+    confidence = (scores / temperature).softmax(1).amax(1).mean().item()
+    assert confidence == pytest.approx((scores.argmax(1) == labels).double().mean().item(), abs=0.004)
+
+
+def test_calibration_repeats_itself_and_rejects_few_digits():
+    model, facts = load_weights(ROOT / "MNIST-MODEL.pth")
+    part = IMAGES[:3000], LABELS[:3000]
+    options = {"mean": facts["mean"], "std": facts["std"]}
+    one, two = (calibrate(model, part, (IMAGES[3000:5000], LABELS[3000:5000]), **options) for _ in range(2))
+    assert one["temperature"] == two["temperature"] and torch.equal(one["doubt"]["weights"], two["doubt"]["weights"])
+
+
+# the predictor itself
+
+def test_results_state_what_was_seen(predictor):
+    page = handwriting.page(IMAGES[0], np.random.default_rng(3), "photo")
+    result = predictor.predict(page)
+    assert np.array_equal(result.picture, to_mnist(page))
+    assert result.digit == result.probabilities.argmax() == 7 and result.trusted and result.reason == ""
+    assert result.confidence == pytest.approx(result.probabilities[7])
+    assert result.probabilities.sum() == pytest.approx(1)
+
+
+def test_many_at_once_equal_each_alone(predictor):
+    pictures = [*IMAGES[:20], handwriting.stroked(IMAGES[3], 8, np.random.default_rng(0)), np.zeros((30, 30))]
+    for many, one in zip(predictor.predict_many(pictures), map(predictor.predict, pictures), strict=True):
+        assert (many.digit, many.reason) == (one.digit, one.reason)
+        np.testing.assert_allclose(many.probabilities, one.probabilities, atol=1e-5)
+    assert predictor.predict_many([]) == []
+    assert [result.digit for result in predictor.predict_many(torch.from_numpy(IMAGES[:5]))] == LABELS[:5].tolist()
+
+
+def test_a_bad_picture_among_many_is_named(predictor):
+    with pytest.raises(PictureError, match="picture 2: an array of 3 is no picture"):
+        predictor.predict_many([IMAGES[0], np.zeros(3)])
+
+
+def test_threads_share_a_predictor(predictor):
+    alone = [result.digit for result in map(predictor.predict, IMAGES[:200])]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        together = [result.digit for result in threads.map(predictor.predict, IMAGES[:200])]
+    assert together == alone
+
+
+def test_weights_without_calibration_serve_as_well(tmp_path):
+    torch.manual_seed(0)
+    save_weights(tmp_path / "plain.pth", MNIST_CNN(), mean=0.13, std=0.31)
+    result = MNISTPredictor(tmp_path / "plain.pth").predict(IMAGES[0])
+    assert 0 < result.confidence < 0.5 and result.reason.startswith("unsure")
+
+
+# on the command line
+
+@pytest.fixture
+def files(tmp_path) -> list[str]:
+    rng = np.random.default_rng(0)
+    handwriting.page(IMAGES[0], rng).save(tmp_path / "seven.jpg")
+    (tmp_path / "letter.png").write_text("not a picture")
+    ink = handwriting.written([list(IMAGES[:3])], rng)
+    Image.fromarray(255 - np.rint(255 * ink).astype(np.uint8)).save(tmp_path / "three.png")
+    return [str(tmp_path / name) for name in ("seven.jpg", "letter.png", "three.png")]
+
+
+def test_files_are_read_and_a_bad_one_does_not_stop_the_rest(files, predictor, output, capsys):
+    arguments = ["--mode", "predict", *files, "--model-path", str(output / "MNIST-MODEL.pth")]
+    assert run_model.main(arguments) == 1
+    printed = capsys.readouterr()
+    seven, three = printed.out.splitlines()
+    assert seven.startswith(f"{files[0]}\t7\t") and seven.endswith("%")
+    assert three.startswith(f"{files[2]}\t721\t") and three.endswith("it is not one digit: there are 3")
+    assert printed.err == f"run_model.py: {files[1]} is no picture of a kind that can be read: " \
+                          "PNG, JPEG, GIF, BMP, TIFF, WEBP, PPM\n"
+    assert run_model.main([*arguments, "--json"]) == 1
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer.get("digit") for answer in answers] == [7, None, None]
+    assert "no picture" in answers[1]["error"] and [digit["digit"] for digit in answers[2]["digits"]] == [7, 2, 1]
+    assert run_model.main(["--mode", "predict", files[0], "--model-path", str(output / "MNIST-MODEL.pth")]) == 0
+
+
+def test_files_and_the_mode_that_reads_them_go_together(capsys):
+    for arguments in (["--mode", "predict"], ["seven.png"]):
+        assert run_model.main(arguments) == 2
+        assert "go together" in capsys.readouterr().err
