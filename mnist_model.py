@@ -116,6 +116,13 @@ def _parse(content: Any, path: str | os.PathLike) -> tuple[nn.Module, dict[str, 
     mean, std = content["mean"], content["std"]
     if not (isinstance(mean, float) and isinstance(std, float) and math.isfinite(mean) and 0 < std < math.inf):
         raise WeightsError(f"{path} has an unusable mean or deviation: {mean!r}, {std!r}")
+    temperature, doubt = content.get("temperature", 1.0), content.get("doubt")
+    if not (isinstance(temperature, float) and 0 < temperature < math.inf):
+        raise WeightsError(f"{path} has an unusable temperature: {temperature!r}")
+    if doubt is not None and not (
+            isinstance(doubt, dict) and isinstance(doubt.get("limit"), float) and math.isfinite(doubt["limit"])
+            and isinstance(doubt.get("weights"), Tensor) and doubt["weights"].isfinite().all()):
+        raise WeightsError(f"{path} has an unusable calibration")
     model = _build(content["architecture"], content.pop("weights"), path)
     return model.eval(), content
 

@@ -29,7 +29,9 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 LEAST_CONTRAST = 0.05  # between ink and paper, of that between black and white
 LEAST_INK = 0.3  # in a photograph, where grain and shadows come to less
 MAX_PIXELS = 64_000_000
+MOST_PARTS = 100  # of a picture's strokes; a page of text has more
 MIN_SIDE = 5  # pixels
+LEAST_DIGIT = 0.3  # of the tallest one's height
 DIGIT_SIDE = 20  # pixels of a digit's longer side in MNIST
 STROKE_WIDTHS = 1.7, 3.1  # pixels: four fifths of MNIST's digits are within
 FEWEST, MOST = 200, 1000  # pixels of the longer side at which a picture is worked on
@@ -66,13 +68,9 @@ def read_picture(image: AnyPicture) -> Picture:
     if isinstance(image, np.ndarray):
         return _from_array(image, channels_first=False)
     if isinstance(image, Image.Image):
-        return _from_pillow(image, "the picture")
+        return _from_pillow(image, "the picture", image.size)
     if isinstance(image, str | os.PathLike):
-        if not Path(image).exists():
-            raise PictureError(f"{image} does not exist")
-        if not Path(image).is_file():
-            raise PictureError(f"{image} is a folder or a device, not a picture")
-        return _open(image, str(image))
+        return _open(image, f"{image!s:.100}")
     if isinstance(image, bytes | bytearray | memoryview):
         return _open(io.BytesIO(image), "the picture")
     if hasattr(image, "read"):
@@ -82,10 +80,16 @@ def read_picture(image: AnyPicture) -> Picture:
 
 def _open(source: Any, name: str) -> Picture:
     try:
+        if isinstance(source, str | os.PathLike) and Path(source).exists() and not Path(source).is_file():
+            raise PictureError(f"{name} is a folder or a device, not a picture")
         with Image.open(source, formats=FORMATS) as picture:
-            return _from_pillow(picture, name)
-    except PictureError:
+            size = picture.size
+            picture.draft(None, (2 * MOST, 2 * MOST))  # a very large JPEG is decoded at a half or less
+            return _from_pillow(picture, name, size)
+    except (PictureError, MemoryError):
         raise
+    except FileNotFoundError as error:
+        raise PictureError(f"{name} does not exist") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{name} is no picture of a kind that can be read: {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
@@ -96,29 +100,29 @@ def _open(source: Any, name: str) -> Picture:
         raise PictureError(f"{name} is truncated or damaged") from error
 
 
-def _from_pillow(picture: Image.Image, name: str) -> Picture:
-    if picture.width * picture.height > MAX_PIXELS:
-        raise PictureError(f"{name} has {picture.width:,} × {picture.height:,} pixels: "
-                           f"at most {MAX_PIXELS:,} are read")
-    animated = getattr(picture, "is_animated", False) and picture.format != "MPO"  # a phone's JPEG, with a thumbnail
-    notes = ("it holds several pictures, of which the first was read",) if animated else ()
+def _from_pillow(picture: Image.Image, name: str, size: tuple[int, int]) -> Picture:
+    """`size` is that of the original, of which `picture` may be a smaller draft."""
+    if math.prod(size) > MAX_PIXELS:
+        raise PictureError(f"{name} has {size[0]:,} × {size[1]:,} pixels: at most {MAX_PIXELS:,} are read")
     try:
-        longest = max(picture.size)
-        picture.draft(None, (2 * MOST, 2 * MOST))  # a large JPEG is decoded at a half or less
+        animated = getattr(picture, "is_animated", False) and picture.format != "MPO"  # a phone's, with a thumbnail
+        notes = ("it holds several pictures, of which the first was read",) if animated else ()
         upright = ImageOps.exif_transpose(picture)
         if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
             grey = _from_array(np.asarray(upright), channels_first=False, sixteen_bits=upright.mode != "F")
             return replace(grey, notes=notes)
         if upright.has_transparency_data:
-            colour, alpha = upright.convert("RGBA").convert("RGB"), upright.convert("RGBA").getchannel("A")
-            grey = Image.fromarray(_on_paper(np.asarray(colour.convert("L")), np.asarray(alpha)))
+            layers = upright.convert("RGBA")
+            layers.thumbnail((2 * MOST, 2 * MOST), Image.Resampling.BOX)
+            grey = Image.fromarray(_on_paper(np.asarray(layers.convert("RGB").convert("L")),
+                                             np.asarray(layers.getchannel("A"))))
         else:
             grey = upright.convert("RGB").convert("L")
-    except PictureError:
+    except (PictureError, MemoryError):
         raise
     except Exception as error:
         raise PictureError(f"{name} is truncated or damaged") from error
-    return _resized(grey, notes, longest)
+    return _resized(grey, notes, max(size))
 
 
 def _on_paper(grey: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -127,12 +131,14 @@ def _on_paper(grey: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     The paper contrasts with what is seen, where that is little: ink. Where it is most of the
     picture it brings its own paper, and only a corner or a rim is missing.
     """
-    seen = alpha > 127
-    if not seen.any():
+    most = alpha.max()
+    if not most:
         return np.zeros_like(grey)
+    seen = alpha > most / 2
     typical = np.median(grey[seen])
-    paper = typical if seen.mean() > 0.5 else 255 if typical < 128 else 0
-    return np.rint(paper + (grey - float(paper)) * (alpha / 255)).astype(np.uint8)
+    own = seen.mean() > 0.5 and np.ptp(grey[seen]) > 255 * LEAST_CONTRAST
+    paper = typical if own else 255 if typical < 128 else 0
+    return np.rint(paper + (grey - float(paper)) * (alpha / float(most))).astype(np.uint8)
 
 
 def _from_array(values: np.ndarray, *, channels_first: bool, sixteen_bits: bool = False) -> Picture:
@@ -144,9 +150,11 @@ def _from_array(values: np.ndarray, *, channels_first: bool, sixteen_bits: bool 
     if values.ndim == 4:
         raise PictureError(f"an array of {shape} holds several pictures: predict_many takes them")
     if values.ndim == 3:
-        order = (0, -1) if channels_first else (-1, 0)
-        axis = next((axis for axis in order if values.shape[axis] in (1, 3, 4)), None)
-        values = np.moveaxis(values, axis, -1) if axis is not None else values[None]
+        axis = 0 if channels_first else -1
+        if values.shape[axis] not in (1, 3, 4):
+            raise PictureError(f"an array of {shape} is no picture: one has 1, 3 or 4 channels, "
+                               f"{'first' if channels_first else 'last'}; predict_many takes several pictures")
+        values = np.moveaxis(values, axis, -1)
     else:
         values = values[..., None]
     if values.ndim != 3:
@@ -155,6 +163,8 @@ def _from_array(values: np.ndarray, *, channels_first: bool, sixteen_bits: bool 
     if not values.size or values.shape[0] * values.shape[1] > MAX_PIXELS:
         raise PictureError(f"an array of {shape} {'is empty' if not values.size else 'is too large'}: "
                            f"a picture has from {MIN_SIDE} × {MIN_SIDE} to {MAX_PIXELS:,} pixels")
+    if values.dtype.kind == "f":  # what resizing adds to 0 and 1 is no other scale
+        values = np.where((values > -0.01) & (values < 1.01), values.clip(0, 1), values)
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise PictureError("the picture holds numbers that are not finite")
@@ -197,6 +207,7 @@ def find_ink(grey: np.ndarray, ink: str = "auto") -> tuple[np.ndarray, bool]:
     `grey` is (H, W) from 0 to 1. What counts is how far a place stands out from the paper around
     it, so that neither a shadow nor the paper's tone matters. `ink` says "dark" or "light"; by
     default the rim of the picture is taken for paper. A photograph is what has no even paper.
+    Raises ValueError for another `ink`.
     """
     if ink not in ("auto", "dark", "light"):
         raise ValueError(f"ink is dark, light or auto, not {ink!r}")
@@ -206,7 +217,8 @@ def find_ink(grey: np.ndarray, ink: str = "auto") -> tuple[np.ndarray, bool]:
     rim = np.concatenate([side.ravel() for side in (grey[:depth], grey[-depth:], grey[:, :depth], grey[:, -depth:])])
     paper, span = float(np.median(rim)), np.ptp(grey)
     bare = rim[np.abs(rim - paper) < 0.5 * span]  # a stroke may run over the rim
-    even = len(bare) > 0.7 * len(rim) and np.ptp(np.percentile(bare, [5, 95])) <= 0.1 * span
+    unevenness = np.ptp(np.percentile(bare, [5, 95])) / span
+    even = unevenness <= (0.1 if len(bare) > 0.7 * len(rim) else 0.02 if len(bare) > 0.5 * len(rim) else 0)
     apart = _dark_or_light(grey, paper if even else None)
     even &= ink in ("auto", apart)  # else the rim is not the paper: it is a frame, or a table
     dark = (apart if ink == "auto" else ink) == "dark"
@@ -245,7 +257,8 @@ def find_strokes(ink: np.ndarray) -> np.ndarray:
     parts, _ = ndimage.label(strokes, np.ones((3, 3)))
     boxes = ndimage.find_objects(parts)
     sides = np.array([max(box[0].stop - box[0].start, box[1].stop - box[1].start) for box in boxes])
-    keep = sides > 0.12 * sides.max()
+    inside = np.array([not _cut_off(_box(slices), ink.shape) for slices in boxes])
+    keep = sides > 0.12 * (sides[inside] if inside.any() else sides).max()
     return np.concatenate([[False], keep])[parts]
 
 
@@ -262,17 +275,24 @@ class Piece:
     box: Box
 
 
-def find_pieces(strokes: np.ndarray, photograph: bool = False) -> list[Piece]:
+def find_pieces(strokes: np.ndarray, photograph: bool = False) -> tuple[list[Piece], bool]:
     """Part strokes (H, W) into digits, in reading order: line by line, from left to right.
 
     Parts belong to one digit where one is small and close to the other, as the bar of a 5 is, or
-    stands right above it. What runs out of the picture is left out where there is something else,
-    and in a photograph always: there it is a shadow, or the edge of the paper.
+    stands right above it. Where there is something else, what runs out of a photograph is left
+    out: it is a shadow, the edge of the paper, or a digit of which the rest is missing; whether
+    something as large as a digit runs out of it, is the second result. Elsewhere only what runs
+    along a whole side is left out.
+    Raises PictureError where there are more parts than MOST_PARTS.
     """
-    parts, _ = ndimage.label(strokes, np.ones((3, 3)))
-    boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in ndimage.find_objects(parts)]
-    inside = [index for index, box in enumerate(boxes) if not _cut_off(box, strokes.shape)]
-    groups = [{index} for index in (inside if inside or photograph else range(len(boxes)))]
+    parts, count = ndimage.label(strokes, np.ones((3, 3)))
+    if count > MOST_PARTS:
+        raise PictureError(f"the picture holds {count:,} separate marks: cut out the part with the digits")
+    boxes = [_box(slices) for slices in ndimage.find_objects(parts)]
+    out = [(_cut_off if photograph else _spans)(box, strokes.shape) for box in boxes]
+    if alone := all(out):
+        out = [False] * count
+    groups = [{index} for index in range(count) if not out[index]]
     merged = True
     while merged:
         merged = False
@@ -287,12 +307,26 @@ def find_pieces(strokes: np.ndarray, photograph: bool = False) -> list[Piece]:
         left, top, right, bottom = box = _around(boxes, group)
         mask = np.isin(parts[top:bottom, left:right], [index + 1 for index in group])
         pieces.append(Piece(mask, box))
-    return [piece for line in _lines(pieces) for piece in line]
+    tallest = max((len(piece.strokes) for piece in pieces), default=0)
+    large = [0.5 * tallest < box[3] - box[1] < 2 * tallest and not _spans(box, strokes.shape) for box in boxes]
+    missed = (alone and photograph) or any(left_out and size for left_out, size in zip(out, large))
+    return [piece for line in _lines(pieces) for piece in line], missed
+
+
+def _box(slices: tuple[slice, slice]) -> Box:
+    rows, columns = slices
+    return columns.start, rows.start, columns.stop, rows.stop
 
 
 def _cut_off(box: Box, shape: tuple[int, int]) -> bool:
+    """Whether it touches the rim."""
     margin = 0.005 * max(shape)
     return min(box[:2]) <= margin or box[2] >= shape[1] - margin or box[3] >= shape[0] - margin
+
+
+def _spans(box: Box, shape: tuple[int, int]) -> bool:
+    """Whether it runs along a whole side: a frame, a line, the edge of a table."""
+    return _cut_off(box, shape) and (box[2] - box[0] > 0.95 * shape[1] or box[3] - box[1] > 0.95 * shape[0])
 
 
 def _around(boxes: list[Box], group: Iterable[int]) -> Box:
@@ -381,7 +415,7 @@ def in_mnist_form(grey: np.ndarray) -> np.ndarray | None:
         return None
     levels = np.rint(255 * grey).astype(np.uint8)
     for picture in (levels, 255 - levels):
-        if picture.any() and DIGIT_SIDE - 1 <= max((digit := crop(picture)).shape) <= DIGIT_SIDE:
+        if picture.max() > 127 and DIGIT_SIDE - 1 <= max((digit := crop(picture)).shape) <= DIGIT_SIDE:
             return _centred(digit)
     return None
 
@@ -410,25 +444,34 @@ class Prepared:
     """A picture, ready for the network."""
 
     picture: np.ndarray | None  # all its strokes as one digit, uint8 (28, 28); None where there are none
-    pieces: list[Piece]  # in reading order, with boxes in the original's pixels; none if it was in MNIST's form
+    pieces: list[Piece]  # in reading order, with boxes in the upright original's pixels; none if in MNIST's form
     notes: tuple[str, ...]
+    cut_off: bool = False  # whether something as large as a digit runs out of the picture
 
 
 def prepare(image: AnyPicture, ink: str = "auto") -> Prepared:
-    """Take a picture through all the steps; for arguments and errors see `read_picture` and `find_ink`."""
+    """Take a picture through all the steps; for arguments and errors see `read_picture`, `find_ink`, `find_pieces`.
+
+    Marks much smaller than the digits, such as dots and hyphens, are left out, and noted.
+    """
     source = read_picture(image)
     ready = in_mnist_form(source.grey) if ink == "auto" else None
     if ready is not None:
         return Prepared(ready, [], source.notes)
     grey = enlarge(source.grey)
     amount, photograph = find_ink(grey, ink)
-    pieces = find_pieces(find_strokes(amount), photograph)
-    if not pieces:
+    found, cut_off = find_pieces(find_strokes(amount), photograph)
+    if not found:
         return Prepared(None, [], source.notes)
+    tallest = max(len(piece.strokes) for piece in found)
+    pieces = [piece for piece in found if len(piece.strokes) > LEAST_DIGIT * tallest]
+    notes = source.notes
+    if len(pieces) < len(found):
+        notes += (f"small marks left out: {len(found) - len(pieces)}",)
     left, top, right, bottom = _around([piece.box for piece in pieces], range(len(pieces)))
     whole = np.zeros((bottom - top, right - left), bool)
     for piece in pieces:
         whole[piece.box[1] - top:piece.box[3] - top, piece.box[0] - left:piece.box[2] - left] |= piece.strokes
     scale = source.scale * source.grey.shape[0] / grey.shape[0]
     pieces = [replace(piece, box=tuple(round(scale * edge) for edge in piece.box)) for piece in pieces]
-    return Prepared(fit(whole), pieces, source.notes)
+    return Prepared(fit(whole), pieces, notes, cut_off)

@@ -19,7 +19,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from mnist_model import load_weights
+from mnist_model import WeightsError, load_weights
 from mnist_picture import AnyPicture, Box, PictureError, Prepared, crop, fit, frame, prepare
 from mnist_train import Split, warp, warp_amounts
 from mnist_utils import normalize
@@ -88,6 +88,7 @@ def no_digits(images: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 
     `images` are the digits (N, 28, 28) that some are put together from.
     """
+    images = images[images.any((1, 2))]
     kinds = [lambda: _side_by_side(images, 2, rng), lambda: _side_by_side(images, 3, rng),
              lambda: _out_of_place(images, rng), lambda: _blot(rng), lambda: _scribble(rng)]
     return np.stack([frame(crop(kinds[number % len(kinds)]())) for number in range(count)])
@@ -97,7 +98,7 @@ def _side_by_side(images: np.ndarray, count: int, rng: np.random.Generator) -> n
     """Digits that overlap by some pixels: (24, W)."""
     canvas, left = np.zeros((24, 20 * count)), 0
     for image in images[rng.integers(len(images), size=count)]:
-        digit = crop(image)
+        digit = crop(frame(crop(image)))
         top = rng.integers(24 - len(digit) + 1)
         place = canvas[top:top + digit.shape[0], left:left + digit.shape[1]]
         np.maximum(place, digit / 255, out=place)
@@ -107,7 +108,7 @@ def _side_by_side(images: np.ndarray, count: int, rng: np.random.Generator) -> n
 
 def _out_of_place(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A digit's four quarters in another order: (20, 20)."""
-    image = images[rng.integers(len(images))][4:24, 4:24] / 255
+    image = frame(crop(images[rng.integers(len(images))]))[4:24, 4:24] / 255
     one, two, three, four = (image.reshape(2, 10, 2, 10).swapaxes(1, 2).reshape(4, 10, 10)[rng.permutation(4)])
     return np.block([[one, two], [three, four]])
 
@@ -154,9 +155,15 @@ class MNISTPredictor:
 
     def __init__(self, model_path: str | os.PathLike = "MNIST-MODEL.pth",
                  device: str | torch.device | None = None) -> None:
-        """Load the weights, to the CPU unless `device` names another: for single pictures it is the fastest."""
+        """Load the weights, to the CPU unless `device` names another: for single pictures it is the fastest.
+
+        Raises what `load_weights` raises, and WeightsError for a calibration of another network.
+        """
         self.model, self.facts = load_weights(model_path)
         self.model.to(device or "cpu")
+        evidence = _evidence(*_features_and_scores(self.model, np.zeros((1, 28, 28), np.uint8), 0.0, 1.0))
+        if "doubt" in self.facts and self.facts["doubt"]["weights"].shape != evidence[0].shape:
+            raise WeightsError(f"{model_path} holds the calibration of another network")
 
     def predict(self, image: AnyPicture, ink: str = "auto") -> Prediction:
         """Read the one digit in a picture; for arguments and errors see `read_picture` and `find_ink`."""
@@ -180,13 +187,8 @@ class MNISTPredictor:
         whole = prepare(image, ink)
         if whole.picture is not None and not whole.pieces:  # in MNIST's form
             return [replace(result, box=(0, 0, 28, 28)) for result in self._judge([whole])]
-        heights = [piece.box[3] - piece.box[1] for piece in whole.pieces]
-        digits = [piece for piece, height in zip(whole.pieces, heights) if height > 0.35 * np.median(heights)]
-        notes = whole.notes
-        if len(digits) < len(heights):
-            notes += (f"small marks left out: {len(heights) - len(digits)}",)
-        judged = self._judge([Prepared(fit(piece.strokes), [piece], notes) for piece in digits])
-        return [replace(result, box=piece.box) for result, piece in zip(judged, digits)]
+        judged = self._judge([replace(whole, picture=fit(piece.strokes), pieces=[piece]) for piece in whole.pieces])
+        return [replace(result, box=piece.box) for result, piece in zip(judged, whole.pieces)]
 
     def _judge(self, prepared: list[Prepared]) -> list[Prediction]:
         if not prepared:
@@ -210,7 +212,9 @@ class MNISTPredictor:
         else:
             digit, confidence = int(probabilities.argmax()), float(probabilities.max())
             reason = ""
-            if strange:
+            if prepared.cut_off:
+                reason = "something runs out of the picture"
+            elif strange:
                 reason = "it looks like no single digit, or is written in a way that the network has not learned"
             elif confidence < LEAST_CONFIDENCE:
                 reason = f"unsure: it may be a {probabilities.argsort()[-2]} as well"

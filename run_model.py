@@ -9,7 +9,8 @@
 A training keeps three files: the weights of its best epoch under --model-path, those of its last
 epoch beside it (.final.pth), and the checkpoint that --resume goes on from (.checkpoint; the one
 of the training before it becomes .old.checkpoint). An export is written once its own runtime has
-given what the network gives for all test images; torchscript is legacy, PyTorch has deprecated it.
+given what the network gives for all test images (onnx-int8: nearly); torchscript is legacy,
+PyTorch has deprecated it.
 """
 
 import argparse
@@ -132,7 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"run_model.py: {plain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("run_model.py: interrupted; --resume goes on from the last whole epoch", file=sys.stderr)
+        advice = "; --resume goes on from the last whole epoch" if options.mode in ("train", "both") else ""
+        print(f"run_model.py: interrupted{advice}", file=sys.stderr)
         return 130
     return 0
 
@@ -336,7 +338,7 @@ def predict_files(options: argparse.Namespace) -> int:
 def line_for(file: str, digits: list[Prediction], reason: str) -> str:
     """File, digits, the lowest confidence among them, and what speaks against them, with tabs between."""
     read = "".join("?" if digit.digit is None else str(digit.digit) for digit in digits)
-    remarks = "; ".join(remark for remark in (reason, *digits[0].notes) if remark)
+    remarks = "; ".join(filter(None, dict.fromkeys([reason, *(digit.reason for digit in digits), *digits[0].notes])))
     return "\t".join([file, read, f"{min(digit.confidence for digit in digits):.1%}", *[remarks] * bool(remarks)])
 
 

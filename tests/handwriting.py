@@ -6,8 +6,9 @@ Every function takes a random generator and draws all that varies from it, so a 
 import io
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 from skimage.morphology import skeletonize
 from skimage.transform import ProjectiveTransform, warp
@@ -15,6 +16,8 @@ from skimage.transform import ProjectiveTransform, warp
 from mnist_utils import load_split
 
 Rng = np.random.Generator
+FONTS = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Bold",
+         "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10"]
 
 
 def enlarged(digit: np.ndarray, height: int) -> np.ndarray:
@@ -131,6 +134,25 @@ def written(digits: list[list[np.ndarray]], rng: Rng, height: int = 120, uneven:
                                     for row in rows], blank])
 
 
+def touching(one: np.ndarray, other: np.ndarray, overlap: int, height: int = 100) -> np.ndarray:
+    """Two digits, the second of which begins so many pixels before the first one's end: ink (H, W), 0 to 1."""
+    one, other = enlarged(one, height), enlarged(other, height)
+    page = np.zeros((height + 60, one.shape[1] + other.shape[1] + 60))
+    page[30:30 + one.shape[0], 30:30 + one.shape[1]] = one
+    left = 30 + one.shape[1] - overlap
+    place = page[35:35 + other.shape[0], left:left + other.shape[1]]
+    np.maximum(place, other[:len(place)], out=place)
+    return page
+
+
+def printed(text: str, font: str, size: int) -> Image.Image:
+    """Text in one of matplotlib's fonts, black on white."""
+    letters = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf"), size)
+    page = Image.new("L", (2 * size, 2 * size), 255)
+    ImageDraw.Draw(page).text((size // 2, size // 3), text, font=letters, fill=0)
+    return page
+
+
 def main() -> None:
     """Make the sample pictures: python tests/handwriting.py, from the top folder."""
     folder = Path("figures", "samples")
@@ -145,12 +167,7 @@ def main() -> None:
     ink = written([[first[digit] for digit in (0, 3, 1, 6)], [first[digit] for digit in (5, 2, 9, 4, 8)]], rng, 80)
     photographed(ink, ruling(ink.shape, rng), rng).save(folder / "number.jpg", quality=85)
     stroked(first[3], 2, rng).save(folder / "thin.png")
-    pair = [enlarged(first[digit], 120) for digit in (6, 5)]
-    page = np.zeros((180, 60 + pair[0].shape[1] + pair[1].shape[1]))
-    page[30:30 + pair[0].shape[0], 30:30 + pair[0].shape[1]] = pair[0]
-    left = pair[0].shape[1] - 6
-    np.maximum(page[35:35 + pair[1].shape[0], left:left + pair[1].shape[1]], pair[1],
-               out=page[35:35 + pair[1].shape[0], left:left + pair[1].shape[1]])
+    page = touching(first[2], first[5], 30, 120)
     Image.fromarray(np.rint(255 * (1 - page)).astype(np.uint8)).save(folder / "touching.png")
 
 
