@@ -216,7 +216,7 @@ def find_ink(grey: np.ndarray, ink: str = "auto") -> tuple[np.ndarray, bool]:
     depth = max(1, round(0.04 * min(grey.shape)))
     rim = np.concatenate([side.ravel() for side in (grey[:depth], grey[-depth:], grey[:, :depth], grey[:, -depth:])])
     paper, span = float(np.median(rim)), np.ptp(grey)
-    bare = rim[np.abs(rim - paper) < 0.5 * span]  # a stroke may run over the rim
+    bare = rim[np.abs(rim - paper) <= 0.5 * span]  # a stroke may run over the rim
     unevenness = np.ptp(np.percentile(bare, [5, 95])) / span
     even = unevenness <= (0.1 if len(bare) > 0.7 * len(rim) else 0.02 if len(bare) > 0.5 * len(rim) else 0)
     apart = _dark_or_light(grey, paper if even else None)

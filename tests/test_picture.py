@@ -1,5 +1,6 @@
 """Any picture becomes what MNIST would have made of it, or one sentence that says why not."""
 
+import contextlib
 import io
 import itertools
 import time
@@ -273,6 +274,17 @@ def test_blank_paper_is_blank_however_it_is_lit():
         except PictureError as error:  # of grain alone
             blank.append("separate marks" in str(error))
     assert np.mean(blank) > 0.7  # tests/test_predict.py sees to what a shadow leaves
+
+
+@pytest.mark.parametrize("side", [28, 30, 31, 200, 1300])
+def test_odd_patterns_neither_crash_nor_last(side):
+    y, x = np.mgrid[:side, :side]
+    for pattern in (y < side // 2, x < side // 2, (x + y) % 2 == 0, x == y, (y < side / 3) & (x < side / 3), x / side,
+                    np.hypot(x - side / 2, y - side / 2) < side / 4, (x // 7 + y // 7) % 2 == 0):
+        start = time.perf_counter()
+        with contextlib.suppress(PictureError):
+            prepare(pattern.astype(float))
+        assert time.perf_counter() - start < 10
 
 
 def test_a_file_that_holds_several_pictures_says_so():
