@@ -203,7 +203,8 @@ class _State:
         other = [f"{key} was {content['recipe'].get(key)!r} and is {value!r}" for key, value in self.recipe.items()
                  if content["recipe"].get(key) != value]
         if other:
-            raise WeightsError(f"{path} belongs to another training: {', '.join(other)}")
+            raise WeightsError(f"{path} belongs to another training: {', '.join(other)}; resume with what was, "
+                               f"or start anew")
         try:
             if content["history"]:
                 self.model.load_state_dict(content["best"])

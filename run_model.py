@@ -323,23 +323,25 @@ def predict_files(options: argparse.Namespace) -> int:
             whole = predictor.predict(file, options.ink)
             digits = predictor.read(file, options.ink) if whole.digit is None else [whole]
         except PictureError as error:
-            answers.append({"file": file, "error": str(error)})
+            message = str(error) if file in str(error) else f"{file}: {error}"
+            answers.append({"file": file, "error": message})
             if not options.json:
-                print(f"run_model.py: {error}", file=sys.stderr)
+                print(f"run_model.py: {message}", file=sys.stderr)
             continue
         answers.append({"file": file, **described(whole), "digits": [described(digit) for digit in digits]})
         if not options.json:
-            print(line_for(file, digits or [whole], whole.reason), flush=True)
+            print(line_for(file, digits or [whole]), flush=True)
     if options.json:
         print(json.dumps(answers, indent=2))
     return int(any("error" in answer for answer in answers))
 
 
-def line_for(file: str, digits: list[Prediction], reason: str) -> str:
+def line_for(file: str, digits: list[Prediction]) -> str:
     """File, digits, the lowest confidence among them, and what speaks against them, with tabs between."""
     read = "".join("?" if digit.digit is None else str(digit.digit) for digit in digits)
-    remarks = "; ".join(filter(None, dict.fromkeys([reason, *(digit.reason for digit in digits), *digits[0].notes])))
-    return "\t".join([file, read, f"{min(digit.confidence for digit in digits):.1%}", *[remarks] * bool(remarks)])
+    doubts = "; ".join(dict.fromkeys(digit.reason for digit in digits if not digit.trusted))
+    remarks = [f"not trusted: {doubts}"] * bool(doubts) + list(digits[0].notes)
+    return "\t".join([file, read, f"{min(digit.confidence for digit in digits):.1%}", *remarks])
 
 
 def described(prediction: Prediction) -> dict:

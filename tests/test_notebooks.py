@@ -146,7 +146,7 @@ def test_papermill_sets_parameters_data_and_folders(tmp_path, monkeypatch):
         papermill.execute_notebook(ROOT / f"{name}.ipynb", tmp_path / f"{name}.ipynb", parameters, **PAPERMILL)
     _, facts = load_weights(tmp_path / "weights" / "small.pth")
     assert facts["training"]["epochs"] == 4 and facts["training"]["seed"] == 7
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(FIGURES) - {"steps.png"}  # the playground draws that one
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(FIGURES) - {"steps.png"}
     assert not (tmp_path / "unused").exists()
 
 
