@@ -139,14 +139,15 @@ def test_papermill_sets_parameters_data_and_folders(tmp_path, monkeypatch):
             if split == "train":  # as Fashion-MNIST and others come
                 (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
                 (tmp_path / name).unlink()
-    settings = {"DATASET": str(tmp_path), "MODEL_PATH": str(tmp_path / "weights" / "small.pth")}
-    training = {"EPOCHS": 4, "BATCH_SIZE": 50, "VALIDATION": 300, "SEED": 7, "FIGURES": str(tmp_path / "pictures")}
+    settings = {"DATASET": str(tmp_path), "MODEL_PATH": str(tmp_path / "weights" / "small.pth"),
+                "FIGURES": str(tmp_path / "pictures")}
+    training = {"EPOCHS": 4, "BATCH_SIZE": 50, "VALIDATION": 300, "SEED": 7}
     looking = {"CHOSEN": [599], "FOLLOWED": 5}
     for name, parameters in (("workspace", settings | training), ("playground", settings | looking)):
         papermill.execute_notebook(ROOT / f"{name}.ipynb", tmp_path / f"{name}.ipynb", parameters, **PAPERMILL)
     _, facts = load_weights(tmp_path / "weights" / "small.pth")
     assert facts["training"]["epochs"] == 4 and facts["training"]["seed"] == 7
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(FIGURES) - {"steps.png"}
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(FIGURES)
     assert not (tmp_path / "unused").exists()
 
 
