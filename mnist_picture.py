@@ -255,9 +255,9 @@ def find_strokes(ink: np.ndarray) -> np.ndarray:
     strong = candidates[candidates >= threshold_otsu(candidates)] if np.ptp(candidates) > 0 else candidates
     strokes = ink > 0.45 * np.median(strong)
     parts, _ = ndimage.label(strokes, np.ones((3, 3)))
-    boxes = ndimage.find_objects(parts)
-    sides = np.array([max(box[0].stop - box[0].start, box[1].stop - box[1].start) for box in boxes])
-    inside = np.array([not _cut_off(_box(slices), ink.shape) for slices in boxes])
+    boxes = [_box(slices) for slices in ndimage.find_objects(parts)]
+    sides = np.array([_side(box) for box in boxes])
+    inside = np.array([not _cut_off(box, ink.shape) for box in boxes])
     keep = sides > 0.12 * (sides[inside] if inside.any() else sides).max()
     return np.concatenate([[False], keep])[parts]
 
@@ -297,14 +297,14 @@ def find_pieces(strokes: np.ndarray, photograph: bool = False) -> tuple[list[Pie
     while merged:
         merged = False
         for one, other in itertools.combinations(groups, 2):
-            if _belong(_around(boxes, one), _around(boxes, other)):
+            if _belong(*(_around(boxes[index] for index in group) for group in (one, other))):
                 one |= other
                 groups.remove(other)
                 merged = True
                 break
     pieces = []
     for group in groups:
-        left, top, right, bottom = box = _around(boxes, group)
+        left, top, right, bottom = box = _around(boxes[index] for index in group)
         mask = np.isin(parts[top:bottom, left:right], [index + 1 for index in group])
         pieces.append(Piece(mask, box))
     tallest = max((len(piece.strokes) for piece in pieces), default=0)
@@ -329,8 +329,13 @@ def _spans(box: Box, shape: tuple[int, int]) -> bool:
     return _cut_off(box, shape) and (box[2] - box[0] > 0.95 * shape[1] or box[3] - box[1] > 0.95 * shape[0])
 
 
-def _around(boxes: list[Box], group: Iterable[int]) -> Box:
-    left, top, right, bottom = zip(*(boxes[index] for index in group))
+def _side(box: Box) -> int:
+    """Its longer side."""
+    return max(box[2] - box[0], box[3] - box[1])
+
+
+def _around(boxes: Iterable[Box]) -> Box:
+    left, top, right, bottom = zip(*boxes)
     return min(left), min(top), max(right), max(bottom)
 
 
@@ -338,9 +343,8 @@ def _belong(one: Box, other: Box) -> bool:
     """Whether two parts are one digit's."""
     across = min(one[2], other[2]) - max(one[0], other[0])  # how far they stand above each other, or apart
     along = min(one[3], other[3]) - max(one[1], other[1])  # how far they stand beside each other, or apart
-    small, large = sorted((one, other), key=lambda box: max(box[2] - box[0], box[3] - box[1]))
-    size = max(large[2] - large[0], large[3] - large[1])
-    if max(small[2] - small[0], small[3] - small[1]) < 0.6 * size:  # a bar, a loop, a piece broken off
+    smaller, size = sorted((_side(one), _side(other)))
+    if smaller < 0.6 * size:  # a bar, a loop, a piece broken off
         return across > -0.15 * size and along > -0.15 * size
     return across > 0.4 * min(one[2] - one[0], other[2] - other[0]) and along > -0.08 * size
 
@@ -468,7 +472,7 @@ def prepare(image: AnyPicture, ink: str = "auto") -> Prepared:
     notes = source.notes
     if len(pieces) < len(found):
         notes += (f"small marks left out: {len(found) - len(pieces)}",)
-    left, top, right, bottom = _around([piece.box for piece in pieces], range(len(pieces)))
+    left, top, right, bottom = _around(piece.box for piece in pieces)
     whole = np.zeros((bottom - top, right - left), bool)
     for piece in pieces:
         whole[piece.box[1] - top:piece.box[3] - top, piece.box[0] - left:piece.box[2] - left] |= piece.strokes

@@ -43,7 +43,7 @@ def calibrate(model: nn.Sequential, train_set: Split, val_set: Split, *, mean: f
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
-    _, scores = _features_and_scores(model, val_set[0], mean, std)
+    features, scores = _features_and_scores(model, val_set[0], mean, std)
     labels = torch.as_tensor(val_set[1]).long()
     fitted = minimize_scalar(lambda log: F.cross_entropy(scores / math.exp(log), labels).item(),
                              bounds=(-2, 2), method="bounded")
@@ -57,7 +57,7 @@ def calibrate(model: nn.Sequential, train_set: Split, val_set: Split, *, mean: f
     regression = LogisticRegression(C=0.1, max_iter=300).fit((evidence - centre) / spread,
                                                             np.arange(len(evidence)) >= len(digits))
     weights = torch.from_numpy(regression.coef_[0]).float() / spread
-    doubts = _evidence(*_features_and_scores(model, val_set[0], mean, std)) @ weights
+    doubts = _evidence(features, scores) @ weights
     return {"temperature": math.exp(fitted.x),
             "doubt": {"weights": weights, "limit": doubts.quantile(1 - REJECTED).item()}}
 
@@ -161,9 +161,10 @@ class MNISTPredictor:
         """
         self.model, self.facts = load_weights(model_path)
         self.model.to(device or "cpu")
-        evidence = _evidence(*_features_and_scores(self.model, np.zeros((1, 28, 28), np.uint8), 0.0, 1.0))
-        if "doubt" in self.facts and self.facts["doubt"]["weights"].shape != evidence[0].shape:
-            raise WeightsError(f"{model_path} holds the calibration of another network")
+        if "doubt" in self.facts:
+            evidence = _evidence(*_features_and_scores(self.model, np.zeros((1, 28, 28), np.uint8), 0.0, 1.0))
+            if self.facts["doubt"]["weights"].shape != evidence[0].shape:
+                raise WeightsError(f"{model_path} holds the calibration of another network")
 
     def predict(self, image: AnyPicture, ink: str = "auto") -> Prediction:
         """Read the one digit in a picture; for arguments and errors see `read_picture` and `find_ink`."""

@@ -13,6 +13,7 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 from skimage.transform import ProjectiveTransform, warp
 
+from mnist_picture import crop
 from mnist_utils import load_split
 
 Rng = np.random.Generator
@@ -22,8 +23,7 @@ FONTS = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono"
 
 def enlarged(digit: np.ndarray, height: int) -> np.ndarray:
     """The digit (28, 28) uint8, cropped to its ink and enlarged with sharp edges: (height, W) float, 0 to 1."""
-    rows, columns = np.flatnonzero(digit.any(1)), np.flatnonzero(digit.any(0))
-    cropped = np.pad(digit[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], 1)
+    cropped = np.pad(crop(digit), 1)
     factor = height / (cropped.shape[0] - 2)
     size = [max(3, round(side * factor)) for side in cropped.shape[::-1]]
     smooth = np.asarray(Image.fromarray(cropped).convert("F").resize(size, Image.Resampling.BICUBIC)) / 255

@@ -13,7 +13,7 @@ from PIL import Image
 import handwriting
 import run_model
 from mnist_model import MNIST_CNN, WeightsError, load_weights, save_weights
-from mnist_picture import PictureError, to_mnist
+from mnist_picture import PictureError, crop, to_mnist
 from mnist_predict import MNISTPredictor, calibrate, no_digits
 from mnist_train import predict
 from mnist_utils import load_split
@@ -65,8 +65,7 @@ def test_digits_drawn_with_a_mouse(predictor, brush):
 
 def test_digits_off_the_centre(predictor):
     def moved(digit, rng):
-        rows, columns = np.flatnonzero(digit.any(1)), np.flatnonzero(digit.any(0))
-        cropped = digit[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        cropped = crop(digit)
         top, left = rng.integers(0, 29 - np.array(cropped.shape))
         return np.pad(cropped, [(top, 28 - top - cropped.shape[0]), (left, 28 - left - cropped.shape[1])])
 
