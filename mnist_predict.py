@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from scipy.optimize import minimize_scalar
+from skimage.morphology import skeletonize
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from mnist_picture import AnyPicture, Box, PictureError, Prepared, crop, fit, fr
 from mnist_train import Split, warp, warp_amounts
 from mnist_utils import normalize
 
+SIGNS = "ACEFGHJKLMNPRTUVWXYacdefhkmnrtuvwxy+*#%&?=@"  # others resemble a digit
 WIDEST = 2.0  # times as wide as high: no single digit of MNIST is wider
 LEAST_CONFIDENCE = 0.9
 REJECTED = 0.01  # share of validation digits that `calibrate` lets be taken for no digit
@@ -84,13 +87,14 @@ def _evidence(features: Tensor, scores: Tensor) -> Tensor:
 
 
 def no_digits(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Pictures like MNIST's that are no digits (count, 28, 28): two or three at once, parts out of place, scribbles.
+    """Pictures like MNIST's that are no digits (count, 28, 28): two or three at once, letters, scribbles and the like.
 
     `images` are the digits (N, 28, 28) that some are put together from.
     """
     images = images[images.any((1, 2))]
-    kinds = [lambda: _side_by_side(images, 2, rng), lambda: _side_by_side(images, 3, rng),
-             lambda: _out_of_place(images, rng), lambda: _blot(rng), lambda: _scribble(rng)]
+    kinds = [lambda: _side_by_side(images, 2, rng), lambda: _letter(rng), lambda: _scribble(rng), lambda: _blot(rng),
+             lambda: _side_by_side(images, 2, rng), lambda: _letter(rng), lambda: _side_by_side(images, 3, rng),
+             lambda: _out_of_place(images, rng)]
     return np.stack([frame(crop(kinds[number % len(kinds)]())) for number in range(count)])
 
 
@@ -124,9 +128,22 @@ def _scribble(rng: np.random.Generator) -> np.ndarray:
     stops = rng.uniform(10, 110, (rng.integers(3, 9), 2))
     along = np.linspace(0, len(stops) - 1, 300)
     path = np.stack([np.interp(along, np.arange(len(stops)), axis) for axis in stops.T], 1)
-    path = ndimage.gaussian_filter1d(path, rng.uniform(1, 15), axis=0).astype(int)
-    away = np.ones((120, 120))
-    away[path[:, 0], path[:, 1]] = 0
+    return _penned(ndimage.gaussian_filter1d(path, rng.uniform(1, 15), axis=0), 120, rng)
+
+
+def _letter(rng: np.random.Generator) -> np.ndarray:
+    """A letter or sign that no digit looks like, printed, then bent and slanted as by hand: (200, 200)."""
+    page = Image.new("L", (160, 160))
+    ImageDraw.Draw(page).text((30, 20), rng.choice(list(SIGNS)), fill=255, font=ImageFont.load_default(100))
+    line = np.argwhere(skeletonize(np.asarray(page) > 127)) - 80.0
+    bend = rng.uniform(0, 6) * np.sin(line[:, ::-1] / rng.uniform(15, 40) + rng.uniform(0, 6, 2))
+    return _penned((line + bend) @ (np.eye(2) + rng.normal(scale=0.15, size=(2, 2))) + 100, 200, rng)
+
+
+def _penned(path: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Points (N, 2), dense enough for a line, drawn by a pen of some width: (side, side)."""
+    away = np.ones((side, side))
+    away[tuple(path.astype(int).clip(10, side - 11).T)] = 0
     return (ndimage.distance_transform_edt(away) < rng.uniform(4, 9)).astype(float)
 
 

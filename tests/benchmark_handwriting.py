@@ -53,12 +53,15 @@ def main() -> None:
     read = [predictor.predict(handwriting.printed(str(digit), font, size)).digit == digit
             for font in handwriting.FONTS for size in (20, 40, 80, 160, 320) for digit in range(10)]
     results["printed"] = {"pictures": len(read), "right": np.mean(read)}
+    letters = [not result.trusted for result in predictor.predict_many(handwriting.letters())]
+    results["letters"] = {"pictures": len(letters), "told": np.mean(letters)}
     told = []
     for one, other in rng.integers(0, len(images), (2 * COUNT, 2)):
         page = 1 - handwriting.touching(images[one], images[other], int(rng.integers(12, 26)))
         told.append(not predictor.predict(page).trusted)
     results["touching"] = {"pictures": len(told), "told": np.mean(told)}
     print(f"printed, {len(handwriting.FONTS)} fonts of 20 to 320 pixels: {np.mean(read):.2%} of {len(read):,} right")
+    print(f"printed letters: {np.mean(letters):.2%} of {len(letters):,} not trusted")
     print(f"two digits that touch, or nearly: {np.mean(told):.2%} of {len(told):,} not trusted")
     path = ROOT / "figures" / "bench_handwriting.json"
     path.write_text(json.dumps({"seed": SEED, "results": results}, indent=2) + "\n")

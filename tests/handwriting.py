@@ -153,6 +153,11 @@ def printed(text: str, font: str, size: int) -> Image.Image:
     return page
 
 
+def letters() -> list[Image.Image]:
+    """Letters that look like no digit, in fonts that have no part in the calibration of a network."""
+    return [printed(letter, font, 150) for font in FONTS for letter in "ACEFGHJKLMNPRTUVWXYacdefhkmnrtuvwxy"]
+
+
 def main() -> None:
     """Make the sample pictures: python tests/handwriting.py, from the top folder."""
     folder = Path("figures", "samples")
