@@ -1,7 +1,7 @@
-# make         run both notebooks, top to bottom       make lab    open them in JupyterLab
-# make test    prove both notebooks and everything else
-# make bench   measure how fast 99 % is reached, how fast the exports predict, how well handwriting
-#              is read (a quarter of an hour; leave the machine alone meanwhile)
+# make         run both notebooks, top to bottom         make lab    open them in JupyterLab
+# make test    prove both notebooks and everything else  make app    serve the page to draw on
+# make bench   measure how fast 99 % is reached, how fast the exports predict and the page answers,
+#              how well handwriting is read (a quarter of an hour; leave the machine alone meanwhile)
 # Another Python than python3: make PYTHON=python3.12
 
 ifeq ($(OS),Windows_NT)
@@ -14,7 +14,7 @@ endif
 READY := .venv/ready
 export PYTHONPATH := .
 
-.PHONY: run test bench lab
+.PHONY: run test bench lab app
 
 run: $(READY)
 	$(BIN)/python tests/run_notebooks.py workspace.ipynb playground.ipynb
@@ -25,10 +25,14 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/benchmark.py
 	$(BIN)/python tests/benchmark_inference.py
+	$(BIN)/python tests/benchmark_page.py
 	$(BIN)/python tests/benchmark_handwriting.py
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab workspace.ipynb
+
+app: $(READY)
+	$(BIN)/python -m app
 
 # Made anew only when the pins change, so all of the above works without a network.
 $(READY): pyproject.toml

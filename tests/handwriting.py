@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
+from skimage.measure import approximate_polygon
 from skimage.morphology import skeletonize
 from skimage.transform import ProjectiveTransform, warp
 
@@ -113,6 +114,39 @@ def stroked(digit: np.ndarray, brush: float, rng: Rng, side: int = 280) -> Image
     line = placed(line[:, :round(0.8 * side)], (side, side), rng, 0.1)
     near = ndimage.distance_transform_edt(line == 0) <= max(brush / 2, 0.5)
     return Image.fromarray(np.where(near, 0, 255).astype(np.uint8))
+
+
+def traced(digit: np.ndarray) -> list[list[tuple[float, float]]]:
+    """The digit's middle line as a hand would draw it in the midst of a square paper, 0.6 of it high.
+
+    Each stroke is a list of (x, y), 0 to 1; nothing in it is random.
+    """
+    side = 280
+    line = skeletonize(enlarged(digit, round(0.6 * side)) > 0.5)
+    corner = (side - np.array(line.shape)) / 2
+    strokes = [approximate_polygon(np.array(path), 3) for path in _paths(line) if len(path) > side / 30]
+    return [[(x, y) for y, x in ((stroke + corner) / side).tolist()] for stroke in strokes]
+
+
+def _paths(line: np.ndarray) -> list[list[tuple[int, int]]]:
+    """The lines in a skeleton (H, W) as lists of their pixels, each drawn as far as it goes, and no step twice."""
+    pixels = set(zip(*(part.tolist() for part in line.nonzero())))
+    steps = {(y, x): [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)
+                      if (dy or dx) and (y + dy, x + dx) in pixels
+                      # round a corner, not across it
+                      and not (dy and dx and {(y + dy, x), (y, x + dx)} & pixels)] for y, x in pixels}
+    paths = []
+    while any(steps.values()):
+        odd = [pixel for pixel in steps if len(steps[pixel]) % 2] or [pixel for pixel in steps if steps[pixel]]
+        path = [min(odd)]
+        while steps[path[-1]]:
+            here, before = np.array(path[-1]), np.array(path[-8:][0])
+            there = max(sorted(steps[path[-1]]), key=lambda pixel: (here - before) @ (pixel - here))
+            steps[path[-1]].remove(there)
+            steps[there].remove(path[-1])
+            path.append(there)
+        paths.append(path)
+    return paths
 
 
 def written(digits: list[list[np.ndarray]], rng: Rng, height: int = 120, uneven: float = 0.25) -> np.ndarray:

@@ -57,10 +57,11 @@ def run(path: Path) -> None:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drop what says nothing to a reader: dead progress bars, and details of this Python."""
+    """Drop what says nothing to a reader: dead progress bars, pages no longer served, and details of this Python."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.outputs = [output for output in cell.outputs if WIDGET not in (data := output.get("data", {}))
+                            and "<iframe" not in data.get("text/html", "")]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

@@ -1,0 +1,76 @@
+"""Serve the page: python -m app, or `make app`. It prints its address, and ends with Ctrl-C.
+
+The settings come from options, from the environment, or from a file `.env`: see app/settings.py.
+"""
+
+import argparse
+import ipaddress
+import signal
+import sys
+import time
+
+import torch
+
+from app.settings import read_settings
+from app.store import Store
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="python -m app", description=__doc__,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this "
+                                                             "machine alone)")
+    options.add_argument("--port", type=_port, help="the port (default: the first free one from 7860 on)")
+    options.add_argument("--user", help="ask visitors for this name and a password (default: APP_USER)")
+    options.add_argument("--password", help="that password; better in APP_PASSWORD, where no other user sees it")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        settings = read_settings()
+        user, password = options.user or settings.user, options.password or settings.password
+        if bool(user) != bool(password):
+            raise ValueError("a user needs a password, and a password a user")
+        torch.set_num_threads(1)  # one picture is too small a task to share, and many come at once
+        from mnist_predict import MNISTPredictor  # slow to import
+
+        store, predictor = Store(settings.database), MNISTPredictor(settings.model_path)
+        from app.page import Page  # slow as well
+
+        page = Page(predictor, store, settings.model_path)
+        address = page.start(options.host, options.port, user, password)
+    except (OSError, ValueError) as error:
+        print(f"python -m app: {error}", file=sys.stderr)
+        return 2
+    if problem := store.problem():
+        print(f"python -m app: {problem}", file=sys.stderr)
+    if not _is_loopback(options.host):
+        print(f"python -m app: {options.host} lets other machines in, which may see, label and delete drawings"
+              + ("" if user else ": set APP_USER and APP_PASSWORD"), file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how services are ended
+    print(f"Draw at {address} (Ctrl-C ends it)", flush=True)
+    try:
+        while True:
+            time.sleep(60)  # which Ctrl-C interrupts on Windows, too
+    except KeyboardInterrupt:
+        page.stop()
+    return 0
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"a port is a number from 1 to 65535, not {text!r}")
+    return int(text)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

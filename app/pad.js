@@ -1,0 +1,264 @@
+// The drawing surface: strokes on a canvas, answers while drawing, and what was drawn kept by the server.
+// Gradio calls this with `element` (what pad.html became) and `server` (the page's functions).
+
+const SIDE = 280;          // pixels of the picture that is sent
+const BRUSH = 20;          // of it: about what MNIST's strokes come to on a digit that fills the paper
+const PAUSE = 700;         // ms without a stroke after which a drawing counts as finished, and is kept
+const AGAIN = 4000;        // ms until the server is asked once more to keep what it could not
+
+const find = (name) => element.querySelector(name);
+const canvas = find("canvas"), context = canvas.getContext("2d");
+const labels = find(".labels"), notice = find(".notice");
+
+let strokes = [];          // each a list of [x, y], 0 to 1
+let pointer = null;        // the one that draws; others, such as a resting palm, are not heard
+let key = newKey();
+let version = 0;           // of the drawing, so that late answers to an earlier one are dropped
+let answered = 0, asking = false, lost = false, label = null, pauseTimer = null;
+const waiting = new Map(); // drawings that the server has not confirmed, by key
+
+function newKey() {        // crypto.randomUUID is missing on pages without https
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function call(name, message) {   // where the server fails, Gradio's promise holds nothing
+  const reply = await server[name](message).catch(() => null);
+  return reply ?? { problem: "The server does not answer: is it still running?" };
+}
+
+// drawing
+
+function paint(target, width) {
+  target.clearRect(0, 0, width, width);
+  target.lineWidth = BRUSH * width / SIDE;
+  target.lineCap = target.lineJoin = "round";
+  for (const stroke of strokes) {
+    target.beginPath();
+    target.moveTo(stroke[0][0] * width, stroke[0][1] * width);
+    for (const [x, y] of stroke) target.lineTo(x * width, y * width);
+    if (stroke.length === 1) target.lineTo(stroke[0][0] * width + 0.01, stroke[0][1] * width);
+    target.stroke();
+  }
+}
+
+function repaint() {
+  const width = Math.max(1, Math.round(canvas.clientWidth * (window.devicePixelRatio || 1)));
+  if (canvas.width !== width) canvas.width = canvas.height = width;
+  paint(context, width);
+  find(".hint").hidden = strokes.length > 0;
+  find(".undo").disabled = find(".clear").disabled = strokes.length === 0;
+}
+
+function picture() {       // base64 of a PNG file: the ink, opaque on nothing
+  const copy = document.createElement("canvas");
+  copy.width = copy.height = SIDE;
+  paint(copy.getContext("2d"), SIDE);
+  return copy.toDataURL("image/png").split(",")[1];
+}
+
+function place(event) {
+  const box = canvas.getBoundingClientRect();
+  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+}
+
+canvas.addEventListener("pointerdown", (event) => {
+  if (pointer !== null || event.button > 0) return;
+  event.preventDefault();
+  canvas.focus({ preventScroll: true });
+  canvas.setPointerCapture(event.pointerId);
+  if (label !== null) fresh();           // the last one has its label: this begins the next
+  pointer = event.pointerId;
+  clearTimeout(pauseTimer);
+  strokes.push([place(event)]);
+  changed();
+});
+
+canvas.addEventListener("pointermove", (event) => {
+  if (event.pointerId !== pointer) return;
+  const all = event.getCoalescedEvents?.() ?? [];
+  strokes.at(-1).push(...(all.length ? all : [event]).map(place));
+  changed();
+});
+
+for (const end of ["pointerup", "pointercancel"]) {
+  canvas.addEventListener(end, (event) => {
+    if (event.pointerId !== pointer) return;
+    pointer = null;
+    pauseTimer = setTimeout(keep, PAUSE);
+  });
+}
+
+// else a phone takes a quick stroke for a swipe, and ignores what is tapped while that would go on
+canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
+
+function changed() {
+  version += 1;
+  repaint();
+  ask();
+}
+
+function undo() {
+  if (!strokes.length || pointer !== null) return;
+  if (strokes.length === 1) return clear();
+  strokes.pop();
+  clearTimeout(pauseTimer);
+  pauseTimer = setTimeout(keep, PAUSE);
+  changed();
+}
+
+function clear() {
+  if (pointer !== null) return;
+  if (pauseTimer !== null) keep();
+  fresh();
+}
+
+function fresh() {         // an empty paper; what was on it has been kept, or waits for that
+  strokes = [];
+  key = newKey();
+  version += 1;
+  answered = version;
+  label = null;
+  show(null);
+  find(".kept").textContent = "";
+  repaint();
+}
+
+// answers
+
+async function ask() {     // one question at a time; what has changed meanwhile is asked next
+  if (asking) return;
+  asking = true;
+  find(".verdict").setAttribute("aria-busy", "true");  // screen readers wait for the answer to all of it
+  while (answered !== version) {
+    const now = version, asked = key;
+    const answer = await call("recognise", { picture: picture() });
+    lost = Boolean(answer.problem);
+    answered = Math.max(answered, now);
+    if (strokes.length && asked === key) show(answer);
+    await new Promise(requestAnimationFrame);
+  }
+  asking = false;
+  find(".verdict").setAttribute("aria-busy", "false");
+}
+
+function percent(share) {
+  return (100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1) + " %";
+}
+
+function show(answer) {
+  const digit = answer?.digit ?? null, reason = answer?.problem ?? answer?.reason ?? "";
+  find(".digit").textContent = digit ?? "?";
+  find(".answer").classList.toggle("doubted", Boolean(reason));
+  find(".words").textContent = !answer ? "The answer appears here while you draw."
+    : digit === null ? reason
+    : `${digit}, ${percent(answer.confidence)} sure` + (reason ? `, but do not trust it: ${reason}` : "");
+  find(".seen").hidden = !answer?.seen;
+  if (answer?.seen) find(".seen").src = answer.seen;
+  element.querySelectorAll(".bars li").forEach((row, index) => {
+    const share = answer?.probabilities?.[index] ?? 0;
+    row.querySelector(".bar").style.width = `${100 * share}%`;
+    row.querySelector(".share").textContent = digit === null ? "" : percent(share);
+  });
+  labels.disabled = digit === null;
+  for (const button of labels.querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(label !== null && Number(button.value) === label));
+  }
+  canvas.dataset.answered = String(digit ?? "");   // what the tests and a screen reader's user can ask for
+}
+
+// keeping
+
+function keep() {
+  clearTimeout(pauseTimer);
+  pauseTimer = null;
+  if (!strokes.length) return;
+  waiting.set(key, { drawing: key, picture: picture(), label });
+  send();
+}
+
+let sending = false, again = null;
+
+async function send() {    // one at a time, oldest first; confirmed ones leave the list
+  if (sending) return;
+  sending = true;
+  let problem = "";
+  while (waiting.size && !problem) {
+    const [first, item] = waiting.entries().next().value;
+    const reply = await call("keep", item);
+    if (reply.problem) {
+      problem = reply.problem;
+      break;
+    }
+    if (waiting.get(first) === item) waiting.delete(first);
+    if (reply.score) find(".score").textContent = reply.score;
+    if (first === key) {
+      find(".kept").textContent = !reply.id ? (reply.reason ? `Not kept: ${reply.reason}.` : "")
+        : item.label === null ? `Kept as no. ${reply.id}.`
+        : `Kept as no. ${reply.id}, a ${item.label}: ${reply.digit === item.label ? "right" : "read as " + reply.digit}. `
+          + "Draw the next one.";
+    }
+  }
+  sending = false;
+  tell(problem);
+  if (lost && !problem && strokes.length) changed();   // the server is back
+  clearTimeout(again);
+  if (waiting.size) again = setTimeout(send, AGAIN);
+}
+
+function tell(problem) {
+  notice.hidden = !problem;
+  const count = waiting.size;
+  notice.textContent = !problem ? "" : `${problem[0].toUpperCase()}${problem.slice(1)}.`.replace(/([.?!])\.$/, "$1")
+    + (count ? ` ${count === 1 ? "One drawing is" : count + " drawings are"} not kept yet; `
+      + "this page tries again while it stays open." : "");
+  if (problem && waiting.has(key)) find(".kept").textContent = "Not kept yet.";
+}
+
+function name(digit) {
+  if (!strokes.length || labels.disabled) return;
+  label = digit;
+  for (const button of labels.querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(Number(button.value) === digit));
+  }
+  keep();
+}
+
+window.addEventListener("beforeunload", (event) => {
+  if (pauseTimer !== null) keep();
+  if (waiting.size) event.preventDefault();  // the browser asks whether to leave what is not kept
+});
+
+// the page
+
+for (let digit = 0; digit < 10; digit += 1) {
+  const row = document.createElement("li");
+  row.innerHTML = `<span>${digit}</span><span class="track"><span class="bar"></span></span><span class="share"></span>`;
+  find(".bars").append(row);
+  const button = document.createElement("button");
+  button.type = "button";
+  button.value = button.textContent = String(digit);
+  button.setAttribute("aria-label", `It was a ${digit}`);
+  button.addEventListener("click", () => name(digit));
+  labels.querySelector("div").append(button);
+}
+find(".undo").addEventListener("click", undo);
+find(".clear").addEventListener("click", clear);
+canvas.addEventListener("keydown", (event) => {
+  if (event.altKey || event.metaKey && event.key !== "z") return;
+  const action = event.key === "Backspace" || (event.ctrlKey || event.metaKey) && event.key === "z" ? undo
+    : event.key === "Escape" ? clear
+    : !event.ctrlKey && /^[0-9]$/.test(event.key) ? () => name(Number(event.key)) : null;
+  if (!action) return;
+  event.preventDefault();
+  action();
+});
+new ResizeObserver(repaint).observe(canvas);
+show(null);
+repaint();
+call("state", null).then((state) => {
+  tell(state.problem);
+  find(".score").textContent = state.score ?? "";
+});

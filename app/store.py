@@ -1,0 +1,509 @@
+"""Keep drawings and the answers to them in a database: PostgreSQL, or SQLite in a file.
+
+    >>> store = Store(read_settings().database)
+    >>> row = store.save(uuid4(), 7, 0.98, probabilities, png, digest)
+    >>> store.label(row, 7)
+    >>> store.statistics().accuracy    # 1.0
+
+What a method has returned from saving is on the disk. Where the database is away every method
+raises StoreError, and the next one that finds it back works again.
+"""
+
+import contextlib
+import csv
+import operator
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Literal, TextIO
+
+import numpy as np
+import psycopg
+import sqlalchemy as sa
+from psycopg.pq import TransactionStatus
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+INSERT = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+MAKING = 0x4D4E495354  # the advisory lock under which PostgreSQL's tables are made
+EXPORT_BATCH = 500  # rows; with their images, some megabytes
+
+# seconds
+CONNECT_TIMEOUT = 3
+LOCK_TIMEOUT = 2  # for others to finish, in the database or in this process
+STATEMENT_TIMEOUT = 3
+ANSWER_TIMEOUT = 4  # beyond the server's own limit: only one that is frozen or gone reaches it
+QUIET = 1  # after a failed contact, how long no other is tried
+
+AWAY = "the database cannot be reached: drawings are not being kept"
+BUSY = "the database is busy: try again in a moment"
+CROWDED = "the database server has no connection left: raise its limit, or close other programs"
+UNKNOWN = "the database {name} reports the error {code}: drawings are not being kept"
+FAULTS = {  # by the name of SQLite's error, or the SQLSTATE of PostgreSQL's
+    "SQLITE_BUSY": "the database file {name} is locked by another program: wait for that one, or close it",
+    "SQLITE_CANTOPEN": "the database file {name} cannot be opened: its folder must exist and be writable",
+    "SQLITE_CORRUPT": "the database file {name} is damaged: restore it from a copy, or move it away",
+    "SQLITE_FULL": "the disk is full: drawings are not being kept until there is room for {name}",
+    "SQLITE_IOERR": "the database file {name} cannot be read or written: check its disk",
+    "SQLITE_NOTADB": "the file {name} is not an SQLite database: move it away, or name another in DATABASE_URL",
+    "SQLITE_READONLY": "the database file {name} is read-only: make it and its folder writable",
+    "25006": "the database {name} is read-only: drawings are not being kept",
+    "42501": "the database {name} does not let this user read and write its table: grant that to POSTGRES_USER",
+    "53100": "the database server's disk is full: drawings are not being kept until there is room",
+    "55P03": BUSY,
+    "57014": "the database takes too long to answer: try again in a moment",
+}
+REFUSALS = {  # by words in PostgreSQL's, which while connecting has no SQLSTATE
+    "password": "the database refuses the user or the password: check POSTGRES_USER and POSTGRES_PASSWORD, "
+                "or DATABASE_URL",
+    "does not exist": "the server has no such database or user: create {name}, or check POSTGRES_DB and "
+                      "POSTGRES_USER, or DATABASE_URL",
+    "too many": CROWDED,
+    "connection slots": CROWDED,
+}
+
+
+class StoreError(Exception):
+    """The database did not do it; the message is one sentence for the page, without secrets or SQL."""
+
+
+class MissingError(StoreError):
+    """There is no drawing of that number."""
+
+
+class UTCDateTime(sa.TypeDecorator[datetime]):
+    """Times with a time zone, which go in and come out as UTC in SQLite as well, which knows no zones."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
+
+
+class Base(DeclarativeBase):
+    """Where SQLAlchemy collects the tables, of which there is one."""
+
+
+DIGITS = ", ".join(map(str, range(10)))  # each of them, because SQLite lets 3.5 pass as one between 0 and 9
+
+
+class Prediction(Base):
+    """One drawing and the answer to it: a row of the table `predictions`.
+
+    `timestamp` is when it was last saved, `true_label` what a person says that it shows,
+    `probabilities` are those of the ten digits, `drawing` is the browser's own key.
+    """
+
+    __tablename__ = "predictions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    timestamp: Mapped[datetime] = mapped_column(UTCDateTime)
+    predicted_digit: Mapped[int] = mapped_column(sa.SmallInteger)
+    confidence: Mapped[float] = mapped_column(sa.Float(53))
+    true_label: Mapped[int | None] = mapped_column(sa.SmallInteger)
+    image_data: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    probabilities: Mapped[list[float]] = mapped_column(sa.JSON)
+    model_digest: Mapped[str]
+    drawing: Mapped[uuid.UUID] = mapped_column(unique=True)
+
+    __table_args__ = (
+        sa.CheckConstraint(f"predicted_digit IN ({DIGITS})", "predicted_digit_is_a_digit"),
+        sa.CheckConstraint(f"true_label IN ({DIGITS})", "true_label_is_a_digit"),
+        sa.CheckConstraint("confidence BETWEEN 0 AND 1", "confidence_is_from_0_to_1"),
+        sa.CheckConstraint("length(image_data) > 0", "image_data_is_not_empty"),
+        sa.CheckConstraint("json_array_length(probabilities) = 10", "probabilities_are_ten"),
+        sa.CheckConstraint("datetime(timestamp) IS NOT NULL", "timestamp_is_a_time").ddl_if(dialect="sqlite"),
+        sa.Index("predictions_by_time", "timestamp", "id"),
+        sa.Index("predictions_by_digit", "predicted_digit", "timestamp"),
+        sa.Index("predictions_by_label", "true_label", "timestamp"),
+        sa.Index("predictions_by_confidence", "confidence"),
+        {"sqlite_autoincrement": True},  # else the number of a deleted drawing could become another's
+    )
+
+
+VERDICTS = {
+    "all": sa.true(),
+    "right": Prediction.true_label == Prediction.predicted_digit,
+    "wrong": Prediction.true_label != Prediction.predicted_digit,
+    "unlabelled": Prediction.true_label.is_(None),
+}
+BOUNDS = {
+    "predicted": (operator.eq, Prediction.predicted_digit),
+    "label": (operator.eq, Prediction.true_label),
+    "since": (operator.ge, Prediction.timestamp),
+    "until": (operator.lt, Prediction.timestamp),
+    "least": (operator.ge, Prediction.confidence),
+    "most": (operator.le, Prediction.confidence),
+}
+
+
+def _digit(name: str, value: int) -> int:
+    if value not in range(10):
+        raise ValueError(f"{name} must be from 0 to 9, not {value!r}")
+    return int(value)
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, not {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which drawings are wanted: those for which everything holds that is set.
+
+    `since` is the first moment and `until` the one after the last, both with a time zone; `least`
+    and `most` are the lowest and the highest confidence. Raises ValueError for what cannot be.
+    """
+
+    predicted: int | None = None
+    label: int | None = None
+    verdict: Literal["all", "right", "wrong", "unlabelled"] = "all"
+    since: datetime | None = None
+    until: datetime | None = None
+    least: float | None = None
+    most: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, check in (("predicted", _digit), ("label", _digit), ("least", _share), ("most", _share)):
+            if getattr(self, name) is not None:
+                check(name, getattr(self, name))
+        for name in ("since", "until"):
+            if getattr(self, name) is not None and getattr(self, name).utcoffset() is None:
+                raise ValueError(f"{name} needs a time zone")
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict must be one of {', '.join(VERDICTS)}, not {self.verdict!r}")
+
+    def conditions(self) -> list[sa.ColumnElement[bool]]:
+        """The same for the `where` of a query."""
+        bounds = [compare(column, getattr(self, name)) for name, (compare, column) in BOUNDS.items()
+                  if getattr(self, name) is not None]
+        return [VERDICTS[self.verdict], *bounds]
+
+
+EVERYTHING = Filter()
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Counts of all drawings at one moment.
+
+    `confusion` (10, 10) counts the labelled ones, by true label down and predicted digit across.
+    `histogram` (10, 3) counts all by confidence, 0 to 0.1 and so on to 0.9 to 1, and across as
+    right, wrong and unlabelled. `per_day` counts them by the UTC day of their last save, in order.
+    """
+
+    confusion: np.ndarray
+    histogram: np.ndarray
+    per_day: dict[date, int]
+
+    @property
+    def total(self) -> int:
+        """How many drawings there are."""
+        return int(self.histogram.sum())
+
+    @property
+    def labelled(self) -> int:
+        """How many of them have a true label."""
+        return int(self.confusion.sum())
+
+    @property
+    def right(self) -> int:
+        """How many of these were predicted."""
+        return int(self.confusion.trace())
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of the labelled ones that are right; None where none is labelled."""
+        return self.right / self.labelled if self.labelled else None
+
+    @property
+    def per_digit(self) -> list[tuple[int, int]]:
+        """For each true label, how many have it and how many of these are right."""
+        return list(zip(self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()))
+
+
+class _Connection(psycopg.Connection):
+    """One that breaks off where the server falls silent, as a frozen one does without any error."""
+
+    def wait(self, gen, interval=0.1, timeout=None):
+        try:
+            return super().wait(gen, interval, timeout or ANSWER_TIMEOUT)
+        except psycopg.OperationalError:
+            if self.info.transaction_status == TransactionStatus.ACTIVE:
+                self.close()
+            raise
+
+
+class Store:
+    """The table `predictions` of one database; threads may share a store.
+
+    The constructor contacts nothing; the first method that reaches the database makes the table
+    where it is missing. Every method that needs the database raises StoreError where it fails, or
+    where it has a table `predictions` of another shape, which stays as it is.
+    """
+
+    def __init__(self, url: sa.URL) -> None:
+        self._lock, self._fault, self._silent_until = threading.Lock(), "", 0.0
+        self._queue: list[threading.Event] = []
+        is_file = url.get_backend_name() == "sqlite"
+        limits = {"timeout": LOCK_TIMEOUT} if is_file else {
+            "connect_timeout": CONNECT_TIMEOUT, "tcp_user_timeout": 1000 * ANSWER_TIMEOUT,
+            "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+        self._engine = sa.create_engine(
+            url, connect_args={name: value for name, value in limits.items() if name not in url.query},
+            hide_parameters=True, poolclass=sa.QueuePool, pool_timeout=LOCK_TIMEOUT, pool_pre_ping=True)
+        if is_file:
+            sa.event.listen(self._engine, "connect", _set_up_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+            sa.event.listen(self._engine, "checkout", self._refuse_a_replaced_file)
+        else:
+            sa.event.listen(self._engine, "do_connect", _connect_postgresql)
+            sa.event.listen(self._engine, "connect", _set_up_postgresql)
+
+    def close(self) -> None:
+        """Give the connections back; the next method makes new ones."""
+        self._engine.dispose()
+
+    def problem(self) -> str | None:
+        """Why the database cannot be used now, in one sentence, or None where it can."""
+        try:
+            with self._session() as session:
+                session.execute(sa.select(Prediction.id).limit(1))
+            return None
+        except StoreError as error:
+            return str(error)
+
+    def save(self, drawing: uuid.UUID, digit: int, confidence: float, probabilities: Sequence[float],
+             image_png: bytes, model_digest: str) -> int:
+        """Keep a drawing and return its number; one that is there already is replaced.
+
+        That one keeps its number and its true label, and takes the time of this save, so the same
+        call may be repeated after an error. Raises ValueError for a digit, a probability or a
+        picture that is none.
+        """
+        if len(probabilities) != 10:
+            raise ValueError(f"there must be ten probabilities, not {len(probabilities)}")
+        if not image_png.startswith(PNG_MAGIC):
+            raise ValueError("the image is not a PNG file")
+        values = {"timestamp": datetime.now(UTC), "predicted_digit": _digit("digit", digit),
+                  "confidence": _share("confidence", confidence), "image_data": image_png,
+                  "probabilities": [_share("a probability", value) for value in probabilities],
+                  "model_digest": model_digest}
+        insert = INSERT[self._engine.dialect.name](Prediction).values(drawing=drawing, **values)
+        upsert = insert.on_conflict_do_update(index_elements=[Prediction.drawing], set_=values)
+        with self._session(writes=True) as session:
+            return session.execute(upsert.returning(Prediction.id)).scalar_one()
+
+    def label(self, id: int, true_label: int | None) -> None:
+        """Say which digit a drawing shows, or take that back with None.
+
+        Raises MissingError where there is no such drawing, and ValueError for another digit.
+        """
+        label = None if true_label is None else _digit("true_label", true_label)
+        self._change(id, sa.update(Prediction).values(true_label=label))
+
+    def delete(self, id: int) -> None:
+        """Delete a drawing; MissingError where there is no such one."""
+        self._change(id, sa.delete(Prediction))
+
+    def search(self, wanted: Filter = EVERYTHING, limit: int = 50, offset: int = 0) -> list[Prediction]:
+        """The wanted drawings, newest first: `limit` of them at most, without the first `offset`."""
+        if not (0 < limit < 2**31 and 0 <= offset < 2**31):
+            raise ValueError(f"there cannot be a page of {limit} drawings after the first {offset}")
+        newest_first = Prediction.timestamp.desc(), Prediction.id.desc()
+        query = sa.select(Prediction).where(*wanted.conditions()).order_by(*newest_first)
+        with self._session() as session:
+            return list(session.scalars(query.limit(limit).offset(offset)))
+
+    def count(self, wanted: Filter = EVERYTHING) -> int:
+        """How many drawings are wanted."""
+        with self._session() as session:
+            return session.execute(sa.select(sa.func.count(Prediction.id)).where(*wanted.conditions())).scalar_one()
+
+    def statistics(self) -> Statistics:
+        """Count all drawings, in the database itself."""
+        steps = (sa.case((Prediction.confidence >= edge / 10, 1), else_=0) for edge in range(1, 10))
+        cells = sa.select(Prediction.true_label, Prediction.predicted_digit, sum(steps).label("bin"), sa.func.count()) \
+            .group_by(Prediction.true_label, Prediction.predicted_digit, "bin")
+        days = sa.select(sa.func.date(Prediction.timestamp, type_=sa.Date).label("day"), sa.func.count()) \
+            .group_by("day").order_by("day")
+        confusion, histogram = np.zeros((10, 10), int), np.zeros((10, 3), int)
+        with self._session() as session:
+            if self._engine.dialect.name == "postgresql":  # so that both see one moment, as they do in SQLite
+                session.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+            for label, digit, tenth, count in session.execute(cells):
+                histogram[tenth, 2 if label is None else int(label != digit)] += count
+                if label is not None:
+                    confusion[label, digit] += count
+            return Statistics(confusion, histogram, dict(session.execute(days).all()))
+
+    def export_csv(self, file: TextIO, wanted: Filter = EVERYTHING) -> int:
+        """Write the wanted drawings as CSV, without their images, in the order of their numbers; returns how many.
+
+        `file` must have been opened with newline="". Times are ISO 8601 in UTC, a missing label is
+        empty. The table is read in parts, which need little memory: what is saved meanwhile may be
+        among them.
+        """
+        columns = [Prediction.id, Prediction.timestamp, Prediction.predicted_digit, Prediction.confidence,
+                   Prediction.true_label, Prediction.probabilities]
+        writer, count = csv.writer(file), 0
+        writer.writerow([*(column.key for column in columns[:-1]), *(f"probability_{digit}" for digit in range(10))])
+        for id, timestamp, *answer, probabilities in self._rows(columns, wanted.conditions()):
+            writer.writerow([id, timestamp.isoformat(), *answer, *probabilities])
+            count += 1
+        return count
+
+    def labelled(self) -> Iterator[tuple[bytes, int]]:
+        """Each labelled drawing's PNG file and true label, oldest number first, read in parts."""
+        columns = [Prediction.id, Prediction.image_data, Prediction.true_label]
+        return ((image, label) for _, image, label in self._rows(columns, [Prediction.true_label.is_not(None)]))
+
+    def _rows(self, columns: Sequence[sa.ColumnElement], conditions: list[sa.ColumnElement[bool]]) -> Iterator[sa.Row]:
+        """The rows in the order of their numbers, which are to be the first column; no transaction stays open."""
+        last, part = 0, [None] * EXPORT_BATCH
+        while len(part) == EXPORT_BATCH:
+            query = sa.select(*columns).where(Prediction.id > last, *conditions).order_by(Prediction.id)
+            with self._session() as session:
+                part = session.execute(query.limit(EXPORT_BATCH)).all()
+            yield from part
+            last = part[-1][0] if part else last
+
+    def _change(self, id: int, statement: sa.Update | sa.Delete) -> None:
+        with self._session(writes=True) as session:
+            if not 0 < id < 2**31 or not session.execute(statement.where(Prediction.id == id)).rowcount:
+                raise MissingError(f"there is no drawing {id}: it may have been deleted")
+
+    @contextlib.contextmanager
+    def _session(self, *, writes: bool = False) -> Iterator[Session]:
+        """A transaction that is committed at its end; what the database reports in it becomes a StoreError."""
+        with self._turn(writes), self._contact() as connection:
+            connection.execution_options(writes=writes)
+            try:
+                with Session(connection, expire_on_commit=False) as session, session.begin():
+                    yield session
+            except DBAPIError as error:
+                self.close()  # somebody may have changed the table: new connections look at it anew
+                raise StoreError(self._sentence(error)) from error
+
+    @contextlib.contextmanager
+    def _turn(self, writes: bool) -> Iterator[None]:
+        """SQLite has one writer at a time: here they queue in their order, where its own waiting lets some starve."""
+        if not writes or self._engine.dialect.name != "sqlite":
+            yield
+            return
+        mine = threading.Event()
+        with self._lock:
+            self._queue.append(mine)
+            self._queue[0].set()
+        try:
+            if not mine.wait(LOCK_TIMEOUT):
+                raise StoreError(BUSY)
+            yield
+        finally:
+            with self._lock:
+                self._queue.remove(mine)
+                if self._queue:
+                    self._queue[0].set()
+
+    def _contact(self) -> sa.Connection:
+        """A connection to a database with the table. Where the last one failed, one thread alone tries the next."""
+        with self._lock:
+            if self._fault and time.monotonic() < self._silent_until:
+                raise StoreError(self._fault)
+            self._silent_until = time.monotonic() + CONNECT_TIMEOUT + ANSWER_TIMEOUT
+        with contextlib.ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self._engine.connect())
+                self._prepare(connection)
+            except (DBAPIError, PoolTimeout, StoreError) as error:
+                fault = str(error) if isinstance(error, StoreError) else self._sentence(error)
+                with self._lock:
+                    self._fault, self._silent_until = fault, time.monotonic() + QUIET
+                raise StoreError(fault) from error
+            self._fault = ""
+            stack.pop_all()
+            return connection
+
+    def _prepare(self, connection: sa.Connection) -> None:
+        """Make the table where it is missing, once for each connection; StoreError where it is another one."""
+        if "prepared" in connection.info:
+            return
+        table = Prediction.__tablename__
+        with connection.begin():
+            missing = not sa.inspect(connection).has_table(table)
+        if missing:
+            with connection.execution_options(writes=True).begin():
+                if connection.dialect.name == "postgresql":
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MAKING)))
+                Base.metadata.create_all(connection)
+        with connection.begin():
+            found = {column["name"] for column in sa.inspect(connection).get_columns(table)}
+        if lacking := [column.name for column in Prediction.__table__.columns if column.name not in found]:
+            raise StoreError(f"the database has another table {table}, without {', '.join(lacking)}: rename that one, "
+                             f"or name another database in DATABASE_URL")
+        if connection.dialect.name == "sqlite":
+            # only now, because this changes the file; where it cannot be, all works without, but one at a time
+            with contextlib.suppress(sqlite3.Error):
+                connection.connection.execute("PRAGMA journal_mode = WAL")
+        connection.info["prepared"] = self._file()
+
+    def _file(self) -> tuple[int, int] | None:
+        """Which file it is that the path of an SQLite database leads to."""
+        try:
+            status = os.stat(self._engine.url.database)
+        except (OSError, TypeError):
+            return None
+        return status.st_dev, status.st_ino
+
+    def _refuse_a_replaced_file(self, connection, record, proxy) -> None:
+        """Else SQLite would go on writing to a file that has been deleted or moved away."""
+        now = self._file()
+        if record.info.get("prepared", now) != now:
+            raise DisconnectionError("the database file has been replaced")
+
+    def _sentence(self, error: DBAPIError | PoolTimeout) -> str:
+        """What the page says of an error."""
+        if isinstance(error, PoolTimeout):
+            return BUSY
+        cause, name = error.orig, self._engine.url.database
+        if isinstance(cause, sqlite3.Error):
+            code = "_".join(getattr(cause, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
+        else:
+            code = getattr(cause, "sqlstate", None) or "08"
+        if code.startswith(("08", "57P")):  # the connection failed, or the server ended it
+            return next((text for words, text in REFUSALS.items() if words in str(cause)), AWAY).format(name=name)
+        return FAULTS.get(code, UNKNOWN).format(name=name, code=code)
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, record) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says so, not at the first change
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # a transaction that turns from reading to writing would fail where another has written meanwhile
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+
+def _connect_postgresql(dialect, record, words: list, options: dict) -> _Connection:
+    return _Connection.connect(*words, **options)
+
+
+def _set_up_postgresql(connection: psycopg.Connection, record) -> None:
+    connection.execute(f"SET TIME ZONE 'UTC'; SET lock_timeout = '{LOCK_TIMEOUT}s'; "
+                       f"SET statement_timeout = '{STATEMENT_TIMEOUT}s'")
+    connection.commit()

@@ -1,0 +1,171 @@
+"""A visitor of the page: the page as a process of its own, Chromium to look at it, and a hand that draws on it.
+
+The README's pictures of the page come from here as well: python tests/visitor.py, from the top folder.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import sqlalchemy as sa
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+
+from handwriting import traced
+from mnist_predict import MNISTPredictor
+from mnist_utils import load_split
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["google-chrome", "google-chrome-stable", "chromium", "chromium-browser", "chrome"]
+PLACES = ["/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+          "/Applications/Chromium.app/Contents/MacOS/Chromium",
+          *(Path(os.environ[folder], "Google", "Chrome", "Application", "chrome.exe")
+            for folder in ("PROGRAMFILES", "PROGRAMFILES(X86)", "LOCALAPPDATA") if folder in os.environ)]
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+Strokes = list[list[tuple[float, float]]]
+
+expect.set_options(timeout=15_000)
+
+
+class Site:
+    """`python -m app`, with a database file in a folder of its own."""
+
+    def __init__(self, folder: Path, weights: Path) -> None:
+        self.folder, self.database = folder, folder / "predictions.db"
+        url = sa.URL.create("sqlite", database=str(self.database)).render_as_string()
+        self.surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "DATABASE_URL": url, "MODEL_PATH": str(weights),
+                             "APP_USER": "", "APP_PASSWORD": ""}
+
+    def start(self, *options: str) -> None:
+        """Start it, and wait until it has printed its address."""
+        with open(self.folder / "errors", "w") as errors:
+            self.process = subprocess.Popen([sys.executable, "-m", "app", *options], cwd=self.folder, text=True,
+                                            env=self.surroundings, stdout=subprocess.PIPE, stderr=errors)
+        line = self.process.stdout.readline()
+        assert line.startswith("Draw at "), self.errors()
+        self.address = line.split()[2]
+
+    def errors(self) -> str:
+        """All that it has printed beside its address."""
+        return (self.folder / "errors").read_text("utf-8")
+
+    def stop(self) -> int:
+        """End it as Ctrl-C does, and return its exit status."""
+        if self.process.poll() is None:  # Windows sends no SIGINT to one process
+            self.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def serving(weights: Path) -> Iterator[Site]:
+    """The page with an empty database, as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="mnist-page-", ignore_cleanup_errors=True) as folder:
+        site = Site(Path(folder), weights)
+        try:
+            site.start()
+            yield site
+        finally:
+            site.stop()
+
+
+def chromium(playwright: Playwright) -> str | None:
+    """The path of a Chromium or Chrome on this machine, if there is one."""
+    found = [*filter(None, map(shutil.which, NAMES)), *PLACES, playwright.chromium.executable_path]
+    return next((str(path) for path in found if Path(path).exists()), None)
+
+
+@contextlib.contextmanager
+def browsing() -> Iterator[Browser | None]:
+    """A browser without a window; None where there is none to start."""
+    as_root = os.name == "posix" and os.geteuid() == 0
+    with sync_playwright() as playwright:
+        path = chromium(playwright)
+        yield path and playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] * as_root)
+
+
+@contextlib.contextmanager
+def opened(browser: Browser, site: Site, query: str = "", **options) -> Iterator[Page]:
+    """The page in a new window; no script of it may fail, and it may ask no other machine for anything."""
+    with browser.new_context(**{"viewport": {"width": 1200, "height": 720}, **options}) as context:
+        page, faults, asked = context.new_page(), [], set()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        context.on("request", lambda request: asked.add(urlsplit(request.url)[:2]))
+        page.goto(site.address + query)
+        page.locator(".labels button").last.wait_for()  # made by its script
+        yield page
+        assert faults == []
+        assert {host for scheme, host in asked if scheme not in ("data", "blob")} == {urlsplit(site.address).netloc}
+
+
+def on_paper(page: Page, strokes: Strokes) -> Strokes:
+    """Where in the window the strokes are on the paper."""
+    box = page.locator("canvas").bounding_box()
+    return [[(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke] for stroke in strokes]
+
+
+def draw(page: Page, strokes: Strokes) -> int | None:
+    """Draw with the mouse; returns the digit that the page then shows."""
+    for start, *rest in on_paper(page, strokes):
+        page.mouse.move(*start)
+        page.mouse.down()
+        for place in rest:
+            page.mouse.move(*place)
+        page.mouse.up()
+    return answer(page)
+
+
+def answer(page: Page) -> int | None:
+    """The digit that the page shows, once that is for all that has been drawn."""
+    page.locator(".verdict[aria-busy=false]").wait_for()
+    shown = page.locator(".digit").inner_text()
+    return None if shown == "?" else int(shown)
+
+
+def name(page: Page, digit: int) -> None:
+    """Say with a click what the drawing was, and wait until that is kept."""
+    page.get_by_role("button", name=f"It was a {digit}").click()
+    expect(page.locator(".kept")).to_contain_text(f", a {digit}: ")
+
+
+def show(page: Page, tab: str) -> None:
+    page.get_by_role("tab", name=tab).click()
+
+
+def main() -> None:
+    images, labels = load_split("test")
+    predictor = MNISTPredictor("MNIST-MODEL.pth")
+    hard = np.argsort([result.confidence for result in predictor.predict_many(images)])[:8]
+    rng = np.random.default_rng(0)
+    chosen = rng.permutation(np.concatenate([rng.integers(0, len(images), 32), hard]))
+    with serving(Path("MNIST-MODEL.pth").resolve()) as site, browsing() as browser:
+        with opened(browser, site) as page:
+            for index in chosen:
+                if draw(page, traced(images[index])) is None:
+                    page.keyboard.press("Escape")
+                else:
+                    name(page, labels[index])
+            page.screenshot(path="figures/page.png")
+            show(page, "Statistics")
+            page.locator("#statistics .summary").wait_for()
+            page.screenshot(path="figures/page-statistics.png", full_page=True)
+        with opened(browser, site, **PHONE) as page:
+            draw(page, traced(images[labels == 5][1]))
+            expect(page.locator(".kept")).to_contain_text("Kept")
+            page.screenshot(path="figures/page-phone.png")
+
+
+if __name__ == "__main__":
+    main()
