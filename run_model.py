@@ -2,19 +2,23 @@
 
     python run_model.py --mode both                 train, then test
     python run_model.py --mode train --resume       go on where a training was stopped
+    python run_model.py --mode train --resume --data my  teach the trained network your own drawings
     torchrun --nproc-per-node=2 run_model.py --mode train
     python run_model.py --mode predict a.png b.jpg  read the digits in pictures
     python run_model.py --mode export --format onnx the trained network, for other runtimes
 
 A training keeps three files: the weights of its best epoch under --model-path, those of its last
 epoch beside it (.final.pth), and the checkpoint that --resume goes on from (.checkpoint; the one
-of the training before it becomes .old.checkpoint). An export is written once its own runtime has
+of the training before it becomes .old.checkpoint). With --resume and --data of drawings that no
+checkpoint there has been trained on, the weights are fine-tuned: they learn the drawings while MNIST
+is rehearsed, and what they were is kept (.before.pth). An export is written once its own runtime has
 given what the network gives for all test images (onnx-int8: nearly); torchscript is legacy,
 PyTorch has deprecated it.
 """
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import math
@@ -40,13 +44,33 @@ from mnist_export import FORMATS, export
 from mnist_model import NETWORKS, WeightsError, load_weights, save_weights, write_atomically
 from mnist_picture import PictureError
 from mnist_predict import MNISTPredictor, Prediction, calibrate
-from mnist_train import Epoch, Split, best_epoch, evaluate, predict, rank_and_world, read_checkpoint, train
+from mnist_train import (
+    Epoch,
+    Split,
+    best_epoch,
+    digest,
+    evaluate,
+    from_first_process,
+    predict,
+    rank_and_world,
+    read_checkpoint,
+    train,
+)
 from mnist_utils import load_split, mean_std
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 OUTPUT = Path(os.environ.get("MNIST_OUTPUT", "."))
+MNIST = "dataset"
+
+# fine-tuning, as chosen on validation images: drawings gain, and MNIST loses next to nothing
+FINE_TUNING = {"epochs": 3, "learning_rate": 1e-3}  # the options' defaults there
+REHEARSED = 30_000  # of MNIST's training images
+DRAWINGS_SHARE = 0.15  # of the images of an epoch
+MOST_REPEATS = 50  # of one drawing in an epoch: more, and a single wrong label is learned at MNIST's expense
+STEP = 0.75  # of the way from the old weights to the fine-tuned ones: MNIST then loses half as much
+FEW_DRAWINGS = 25  # from here on, a fifth is held out
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,14 +114,17 @@ def parser() -> Parser:
         help="what to do; both is train and test (default: both)")
     add("files", nargs="*", metavar="FILE", help="pictures to read (with --mode predict)")
     add("--model-path", type=Path, default=OUTPUT / "MNIST-MODEL.pth", help="the weights file (default: %(default)s)")
-    add("--data", default="dataset", help="a folder with train/ and test/ (default: %(default)s)")
+    add("--data", default=MNIST, help="a folder with train/ and test/ (default: %(default)s)")
     add("--model", choices=sorted(NETWORKS), default="MNIST_CNN", help="the network to train (default: %(default)s)")
-    add("--epochs", type=count, default=12, help="passes over the training images (default: %(default)s)")
+    add("--epochs", type=count, default=12,
+        help=f"passes over the training images (default: %(default)s, fine-tuning: {FINE_TUNING['epochs']})")
     add("--batch-size", type=count, default=128, help="images per step, over all processes (default: %(default)s)")
-    add("--learning-rate", type=rate, default=4e-3, help="the highest of the schedule (default: %(default)s)")
+    add("--learning-rate", type=rate, default=4e-3,
+        help=f"the highest of the schedule (default: %(default)s, fine-tuning: {FINE_TUNING['learning_rate']})")
     add("--seed", type=seed, default=0, help="of weights, order and warps (default: %(default)s)")
     add("--early-stopping", type=count, metavar="N", help="stop after N epochs without a better one")
-    add("--resume", action="store_true", help="go on from the checkpoint, to the very same weights")
+    add("--resume", action="store_true",
+        help="go on from the checkpoint, to the very same weights; where --data is new to it, fine-tune the weights")
     add("--augment", action=argparse.BooleanOptionalAction, default=True, help="warp the training images at random")
     add("--hardest", type=share, default=1.0, metavar="SHARE",
         help="from the second epoch on, learn only from this share of the images, the hardest (default: all)")
@@ -116,7 +143,7 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options, fine_tuning = parser().parse_args(arguments), False
     try:
         if bool(options.files) != (options.mode == "predict"):
             raise ValueError("--mode predict and the files that it reads go together")
@@ -124,7 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
             return predict_files(options)
         with process_group(options):
             if options.mode in ("train", "both"):
-                train_model(options)
+                refuse_path(options.model_path)
+                fine_tuning = options.resume and from_first_process(lambda: is_new(options))
+                if fine_tuning:
+                    fine_tune(parser().parse_args(arguments, argparse.Namespace(**FINE_TUNING)))
+                else:
+                    train_model(options)
             if options.mode in ("test", "both") and is_first():
                 test_model(options)
             if options.mode == "export" and is_first():
@@ -134,6 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         advice = "; --resume goes on from the last whole epoch" if options.mode in ("train", "both") else ""
+        advice = "; the weights are as they were" if fine_tuning else advice
         print(f"run_model.py: interrupted{advice}", file=sys.stderr)
         return 130
     return 0
@@ -191,36 +224,46 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name.removesuffix(".pth") + ending)
 
 
-def load_training(options: argparse.Namespace) -> tuple[Split, Split, float, float]:
+def refuse_path(path: Path) -> None:
+    """ValueError where no weights can be written, or where another file's would be overwritten one day."""
+    if path.is_dir() or path.name.endswith((".checkpoint", ".final.pth", ".before.pth")):
+        raise ValueError(f"--model-path {path} cannot name the weights file: choose NAME.pth")
+
+
+def load_training(data: str, seed: int) -> tuple[Split, Split, float, float]:
     """What to train on, what to validate on (5,000 images, or a sixth), mean and deviation."""
-    images, labels = load_split("train", options.data)
+    images, labels = load_split("train", data)
     train_images, val_images, train_labels, val_labels = train_test_split(
-        images, labels, test_size=min(5_000, len(images) // 6), stratify=labels, random_state=options.seed)
+        images, labels, test_size=min(5_000, len(images) // 6), stratify=labels, random_state=seed)
     return (train_images, train_labels), (val_images, val_labels), *mean_std(images)
 
 
 def train_model(options: argparse.Namespace) -> None:
     """Train, save the best and the last epoch's weights, and print the test accuracy of both."""
     device = pick_device(options)
-    if options.model_path.is_dir() or options.model_path.name.endswith((".checkpoint", ".final.pth")):
-        raise ValueError(f"--model-path {options.model_path} cannot name the weights file: choose NAME.pth")
-    train_set, val_set, mean, std = load_training(options)
+    train_set, val_set, mean, std = load_training(options.data, options.seed)
     test_set = load_split("test", options.data)  # missing files show before the training, not after
     torch.manual_seed(options.seed)
     model = NETWORKS[options.model]().to(device)
-    checkpoint = beside(options.model_path, ".checkpoint")
+    run_epochs(options, model, train_set, val_set, mean, std, beside(options.model_path, ".checkpoint"))
+    if is_first():
+        keep_weights(options, train_set, val_set, test_set)
 
-    quiet = not is_first()
+
+def run_epochs(options: argparse.Namespace, model: nn.Module, train_set: Split, val_set: Split, mean: float,
+               std: float, checkpoint: Path | None = None) -> None:
+    """Train as the options say, or resume, under bars that show how far it is, and log it where asked to."""
+    quiet, resume = not is_first(), options.resume and checkpoint is not None
     bar = {"disable": quiet, "delay": 0.5}  # a training that cannot begin ends in one line, without bars
     with tqdm(total=options.epochs, desc="epochs", unit="epoch", **bar) as epoch_bar, \
-            tqdm(desc="batches", unit="batch", leave=False, **bar) as batch_bar, logger(options) as log:
-        if is_first() and not options.resume:
+            tqdm(desc="batches", unit="batch", leave=False, **bar) as batch_bar, logger(options, resume) as log:
+        if checkpoint and is_first() and not resume:
             set_aside(checkpoint)
         for epoch in train(
                 model, train_set, val_set, mean=mean, std=std, epochs=options.epochs, batch_size=options.batch_size,
                 learning_rate=options.learning_rate, seed=options.seed, augment=options.augment,
                 hardest=options.hardest, amp=options.amp, patience=options.early_stopping, checkpoint=checkpoint,
-                resume=options.resume, batch_bar=None if quiet else batch_bar):
+                resume=resume, batch_bar=None if quiet else batch_bar):
             epoch_bar.update()
             epoch_bar.set_postfix(loss=f"{epoch.train_loss:.4f}", val_loss=f"{epoch.val_loss:.4f}",
                                   val_accuracy=f"{epoch.val_accuracy:.2%}")
@@ -229,8 +272,6 @@ def train_model(options: argparse.Namespace) -> None:
                     log.add_scalar(name, getattr(epoch, name), epoch.number)
         if log:
             log_pictures(log, NETWORKS[options.model](), train_set[0])
-    if is_first():
-        keep_weights(options, train_set, val_set, test_set)
 
 
 def set_aside(checkpoint: Path) -> None:
@@ -258,8 +299,93 @@ def keep_weights(options: argparse.Namespace, train_set: Split, val_set: Split, 
               f"{'the best in validation' if path == options.model_path else 'the last'}: {path}")
 
 
+def is_new(options: argparse.Namespace) -> bool:
+    """Whether --data is neither MNIST nor what the checkpoint has been trained on: then there is nothing to resume."""
+    checkpoint = beside(options.model_path, ".checkpoint")
+    if Path(options.data).resolve() == Path(MNIST).resolve():
+        return False
+    if not checkpoint.exists():
+        return True
+    recipe = read_checkpoint(checkpoint)["recipe"]
+    with contextlib.suppress(ValueError):  # what cannot even be split has not been trained on
+        train_set, val_set, *_ = load_training(options.data, recipe.get("seed"))
+        return digest(*train_set, *val_set) != recipe.get("data")
+    return True
+
+
+def fine_tune(options: argparse.Namespace) -> None:
+    """Teach the weights the drawings under --data while MNIST is rehearsed, and print what came of both."""
+    if options.mode == "both":
+        raise ValueError("fine-tuning prints its own test: choose --mode train")
+    if rank_and_world()[1] > 1:
+        raise ValueError("fine-tuning takes one process: start it without torchrun")
+    device = pick_device(options)
+    model, facts = load_weights(options.model_path)
+    mean, std = facts["mean"], facts["std"]
+    drawings, judged, name = load_drawings(options.data)
+    mnist, val_set, *_ = load_training(MNIST, options.seed)
+    train_set, repeats = mix(drawings, mnist)
+    tests = {name: judged, "MNIST's test images": load_split("test", MNIST)}
+
+    old, before = copy.deepcopy(model), [evaluate(model, *test, mean=mean, std=std)[1] for test in tests.values()]
+    print(f"fine-tuning on {len(drawings[0]):,} drawings, each {repeats:,} times an epoch, "
+          f"and {REHEARSED:,} of MNIST's training images", flush=True)
+    run_epochs(options, model.to(device), train_set, val_set, mean, std)
+    step_back(model, old)
+    after = [evaluate(model, *test, mean=mean, std=std)[1] for test in tests.values()]
+
+    recipe = {key: getattr(options, key) for key in (
+        "epochs", "batch_size", "learning_rate", "seed", "augment", "hardest", "amp")}
+    recipe |= {"threads": torch.get_num_threads(), "torch": version("torch"), "drawings": len(drawings[0]),
+               "repeats": repeats, "rehearsed": REHEARSED, "step": STEP, "fine_tuned_from": facts.get("training")}
+    some = np.random.default_rng(options.seed).permutation(len(train_set[1]))[:5_000]  # more calibrate no better
+    calibration = calibrate(model.eval(), (train_set[0][some], train_set[1][some]), val_set, mean=mean, std=std,
+                            seed=options.seed)
+    previous = beside(options.model_path, ".before.pth")
+    write_atomically(previous, options.model_path.read_bytes())
+    save_weights(options.model_path, model, mean=mean, std=std, **calibration, training=recipe, test_accuracy=after[1])
+    for (name, (_, labels)), was, now in zip(tests.items(), before, after):
+        print(f"{name}: {was:.2%} of {len(labels):,} right before, {now:.2%} after")
+    print(f"the weights: {options.model_path}; as they were before: {previous}")
+
+
+def mix(drawings: Split, mnist: Split) -> tuple[Split, int]:
+    """MNIST's images to rehearse and the drawings, and how often each of these is repeated for its share."""
+    wanted = DRAWINGS_SHARE / (1 - DRAWINGS_SHARE) * REHEARSED / len(drawings[0])
+    repeats = min(MOST_REPEATS, max(1, round(wanted)))
+    images, labels = (np.concatenate([known[:REHEARSED], *[new] * repeats]) for known, new in zip(mnist, drawings))
+    return (images, labels), repeats
+
+
+@torch.no_grad()
+def step_back(model: nn.Module, old: nn.Module) -> None:
+    """Leave a network only as far from what it was as STEP says (as in Wortsman et al. 2022)."""
+    for weights, before in zip(model.parameters(), old.parameters()):
+        weights.lerp_(before.to(weights.device), 1 - STEP)
+
+
+def load_drawings(folder: str) -> tuple[Split, Split, str]:
+    """What to learn from, what to judge the learning by, and what to call that."""
+    images, labels = load_some("train", folder)
+    if Path(folder, "test").is_dir():
+        return (images, labels), load_some("test", folder), "drawings in test/, not learned from"
+    if len(images) < FEW_DRAWINGS:
+        return (images, labels), (images, labels), "the drawings learned from, too few to hold some out"
+    held = np.zeros(len(labels), bool)
+    held[labels.argsort(kind="stable")[2::5]] = True  # a fifth of each digit's
+    return (images[~held], labels[~held]), (images[held], labels[held]), "drawings held out"
+
+
+def load_some(split: str, folder: str) -> Split:
+    """As `load_split`, but ValueError where there are none."""
+    images, labels = load_split(split, folder)
+    if not len(images):
+        raise ValueError(f"{Path(folder, split)} holds no drawings")
+    return images, labels
+
+
 @contextlib.contextmanager
-def logger(options: argparse.Namespace) -> Iterator:
+def logger(options: argparse.Namespace, resume: bool) -> Iterator:
     """A TensorBoard writer, or None where none was asked for."""
     if not options.log_dir or not is_first():
         yield None
@@ -267,7 +393,7 @@ def logger(options: argparse.Namespace) -> Iterator:
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
     # a resumed training logs its past again: what was there of it is hidden
-    with SummaryWriter(options.log_dir, purge_step=1 if options.resume else None) as writer:
+    with SummaryWriter(options.log_dir, purge_step=1 if resume else None) as writer:
         yield writer
 
 
