@@ -52,7 +52,7 @@ class Guard:
             started = True
             await send(message)
 
-        if "://" in scope["path"]:
+        if "://" in scope["path"] or scope["path"].startswith(f"{API_PREFIX}/proxy"):
             return await answer("this page fetches nothing from elsewhere", 403)
         if not reads and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return await answer("this page answers to itself alone", 403)

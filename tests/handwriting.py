@@ -116,15 +116,17 @@ def stroked(digit: np.ndarray, brush: float, rng: Rng, side: int = 280) -> Image
     return Image.fromarray(np.where(near, 0, 255).astype(np.uint8))
 
 
-def traced(digit: np.ndarray) -> list[list[tuple[float, float]]]:
+def traced(digit: np.ndarray, finer: int = 1) -> list[list[tuple[float, float]]]:
     """The digit's middle line as a hand would draw it in the midst of a square paper, 0.6 of it high.
 
-    Each stroke is a list of (x, y), 0 to 1; nothing in it is random.
+    Each stroke is a list of (x, y), 0 to 1, the more of them the finer it is; nothing in it is random.
     """
     side = 280
     line = skeletonize(enlarged(digit, round(0.6 * side)) > 0.5)
     corner = (side - np.array(line.shape)) / 2
-    strokes = [approximate_polygon(np.array(path), 3) for path in _paths(line) if len(path) > side / 30]
+    paths = [ndimage.gaussian_filter1d(np.array(path, float), 4, axis=0, mode="nearest") for path in _paths(line)
+             if len(path) > side / 30]
+    strokes = [approximate_polygon(path, 2 / finer) for path in paths]
     return [[(x, y) for y, x in ((stroke + corner) / side).tolist()] for stroke in strokes]
 
 

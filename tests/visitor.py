@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,8 +75,10 @@ def serving(weights: Path) -> Iterator[Site]:
     """The page with an empty database, as long as it is needed."""
     with tempfile.TemporaryDirectory(prefix="mnist-page-", ignore_cleanup_errors=True) as folder:
         site = Site(Path(folder), weights)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]  # which no other server takes while this one is started again
         try:
-            site.start()
+            site.start("--port", str(port))
             yield site
         finally:
             site.stop()
@@ -147,22 +150,23 @@ def show(page: Page, tab: str) -> None:
 def main() -> None:
     images, labels = load_split("test")
     predictor = MNISTPredictor("MNIST-MODEL.pth")
-    hard = np.argsort([result.confidence for result in predictor.predict_many(images)])[:8]
+    unsure = np.argsort([result.confidence for result in predictor.predict_many(images)])[:3]
     rng = np.random.default_rng(0)
-    chosen = rng.permutation(np.concatenate([rng.integers(0, len(images), 32), hard]))
+    chosen = [*rng.permutation([*unsure, *rng.integers(0, len(images), 36)]), np.flatnonzero(labels == 3)[1]]
     with serving(Path("MNIST-MODEL.pth").resolve()) as site, browsing() as browser:
         with opened(browser, site) as page:
             for index in chosen:
-                if draw(page, traced(images[index])) is None:
+                if draw(page, traced(images[index], 5)) is None:
                     page.keyboard.press("Escape")
                 else:
                     name(page, labels[index])
             page.screenshot(path="figures/page.png")
             show(page, "Statistics")
             page.locator("#statistics .summary").wait_for()
+            page.wait_for_timeout(500)  # it fades in
             page.screenshot(path="figures/page-statistics.png", full_page=True)
         with opened(browser, site, **PHONE) as page:
-            draw(page, traced(images[labels == 5][1]))
+            draw(page, traced(images[labels == 5][1], 5))
             expect(page.locator(".kept")).to_contain_text("Kept")
             page.screenshot(path="figures/page-phone.png")
 

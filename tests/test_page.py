@@ -1,0 +1,410 @@
+"""The page as people use it: a real server, a real browser, and digits drawn stroke by stroke."""
+
+import contextlib
+import csv
+import io
+import os
+import re
+import sqlite3
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+
+from handwriting import traced
+from mnist_utils import FILES, load_split, read_idx
+from visitor import PHONE, Site, Strokes, answer, draw, name, on_paper, opened, show
+
+pytest_plugins = ["browser"]
+
+ROOT = Path(__file__).parents[1]
+IMAGES, LABELS = load_split("test", ROOT / "dataset")
+ONE = [[(0.5, 0.2), (0.5, 0.8)]]
+CONTROLS = {"button", "checkbox", "combobox", "listbox", "slider", "spinbutton", "tab", "textbox"}
+DASH = [[(0.2, 0.5), (0.8, 0.5)]]
+
+# the contrast of each visible text in an element with what is behind it, as WCAG 2 defines it
+CONTRASTS = """async (element) => {
+  await Promise.all(element.getAnimations({ subtree: true }).map((fading) => fading.finished));
+  const parts = (colour) => [...colour.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
+  const over = (top, below) => below.map((value, index) => top[3] * top[index] + (1 - top[3]) * value);
+  const luminance = (colour) => colour.map((value) => value / 255)
+    .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+  const found = [];
+  for (const one of element.querySelectorAll("*")) {
+    const text = [...one.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data.trim()).join("");
+    if (!text || !one.checkVisibility() || one.closest(":disabled") || one.matches("option")) continue;
+    const lineage = [];
+    for (let at = one; at; at = at.parentElement) lineage.unshift(getComputedStyle(at));
+    const behind = lineage.reduce((below, style) => over(parts(style.backgroundColor), below), [255, 255, 255]);
+    const opacity = lineage.reduce((product, style) => product * Number(style.opacity), 1);
+    const ink = parts(lineage.at(-1).color);
+    const levels = [over([...ink.slice(0, 3), ink[3] * opacity], behind), behind].map(luminance);
+    found.push([text, (Math.max(...levels) + 0.05) / (Math.min(...levels) + 0.05)]);
+  }
+  return found;
+}"""
+
+
+def digit(label: int) -> Strokes:
+    return traced(IMAGES[LABELS == label][1])
+
+
+def empty(site: Site) -> None:
+    """Forget all drawings: the next one is number 1 again."""
+    with contextlib.closing(sqlite3.connect(site.database)) as connection, connection:
+        connection.execute("DELETE FROM predictions")
+        connection.execute("DELETE FROM sqlite_sequence")
+
+
+@pytest.fixture
+def page(browser, site) -> Iterator[Page]:
+    """The page in a new window, with nothing kept yet."""
+    empty(site)
+    with opened(browser, site) as page:
+        yield page
+
+
+@pytest.fixture
+def phone(browser, site) -> Iterator[Page]:
+    """The same on a phone."""
+    empty(site)
+    with opened(browser, site, **PHONE) as page:
+        yield page
+
+
+def rows(page: Page) -> Locator:
+    return page.locator("#history tbody tr")
+
+
+def row(page: Page, number: int) -> Locator:
+    return page.locator(f"#history tbody tr[data-id='{number}']")
+
+
+def numbers(page: Page) -> list[int]:
+    return [int(text) for text in rows(page).locator("td:first-child").all_inner_texts()]
+
+
+def ink(page: Page) -> str:
+    return page.evaluate("document.querySelector('canvas').toDataURL()")
+
+
+# drawing
+
+def test_a_hundred_digits_are_drawn_recognised_labelled_and_counted(page):
+    rng = np.random.default_rng(0)
+    chosen = rng.permutation([index for label in range(10)
+                              for index in rng.choice(np.flatnonzero(LABELS == label), 10, replace=False)])
+    confusion = np.zeros((10, 10), int)
+    for turn, index in enumerate(chosen):
+        label, read = int(LABELS[index]), draw(page, traced(IMAGES[index]))
+        if read is None:
+            page.keyboard.press("Escape")
+            continue
+        confusion[label, read] += 1
+        if turn % 2:
+            page.keyboard.press(str(label))
+        else:
+            page.get_by_role("button", name=f"It was a {label}").click()
+        verdict = "right" if read == label else f"read as {read}"
+        expect(page.locator(".kept")).to_have_text(re.compile(rf"^Kept as no. \d+, a {label}: {verdict}\. Draw the"))
+    right, labelled = confusion.trace(), confusion.sum()
+    assert right >= 95
+    share = f"{100 * right / labelled:.1f} %"
+    expect(page.locator(".score")).to_have_text(
+        f"So far {right} of {labelled} labelled drawings were read right ({share}).")
+
+    show(page, "Statistics")
+    expect(page.locator("#statistics .summary")).to_contain_text(f"{share} of {labelled} labelled drawings read right")
+    cells = page.locator("#statistics .confusion td:not(:empty), #statistics .confusion td[style]").all_inner_texts()
+    assert np.array([int(cell or 0) for cell in cells]).reshape(10, 10).tolist() == confusion.tolist()
+    per_digit = page.locator("#statistics .bars").first.locator("td:last-child").all_inner_texts()
+    assert per_digit == [f"{row[label]} of {row.sum()}" for label, row in enumerate(confusion)]
+
+    page.reload()
+    show(page, "History")
+    expect(page.locator("#count")).to_have_text(f"{labelled} drawings; page 1 of 5")
+    expect(rows(page)).to_have_count(20)
+    assert numbers(page) == sorted(numbers(page), reverse=True)
+    oldest = numbers(page)[-1]
+    page.get_by_role("button", name="Older").click()
+    expect(page.locator("#count")).to_contain_text("page 2 of 5")
+    expect(rows(page).last.locator("td").first).not_to_have_text(str(oldest))
+    assert numbers(page)[0] < oldest
+
+
+def test_an_unlabelled_drawing_is_kept_after_a_pause_and_can_be_labelled_then(page):
+    assert draw(page, digit(4)) == 4
+    expect(page.locator(".kept")).to_have_text("Kept as no. 1.")
+    expect(page.locator(".words")).to_contain_text(re.compile(r"^4, \d+(\.\d)? % sure"))
+    name(page, 9)
+    expect(page.locator(".kept")).to_have_text("Kept as no. 1, a 9: read as 4. Draw the next one.")
+    assert draw(page, digit(2)) == 2
+    expect(page.locator(".kept")).to_contain_text("Kept as no.")
+    expect(page.locator(".score")).to_have_text("So far 0 of 1 labelled drawings were read right (0.0 %).")
+
+
+@pytest.mark.parametrize("undo, clear", [("button", "button"), ("Control+z", "Escape"), ("Backspace", "Escape")])
+def test_undo_and_clear(page, undo, clear):
+    def act(way: str, button: str) -> None:
+        if way == "button":
+            page.get_by_role("button", name=button).click()
+        else:
+            page.keyboard.press(way)
+
+    blank = ink(page)
+    draw(page, ONE)
+    before = ink(page)
+    draw(page, DASH)
+    assert before not in (blank, ink(page))
+    act(undo, "Undo")
+    assert ink(page) == before and answer(page) == 1
+    act(clear, "Clear")
+    assert ink(page) == blank and answer(page) is None
+    expect(page.get_by_text("draw a digit", exact=True)).to_be_visible()
+    for button in page.locator(".tools button, .labels button").all():
+        expect(button).to_be_disabled()
+
+
+def test_clear_and_undo_wait_for_the_end_of_a_stroke(page):
+    (first, *rest), = on_paper(page, ONE)
+    page.mouse.move(*first)
+    page.mouse.down()
+    for key in ("Escape", "Backspace"):
+        page.keyboard.press(key)
+    page.mouse.move(*rest[0])
+    page.mouse.up()
+    assert answer(page) == 1
+
+
+# pictures
+
+def upload(page: Page, path: Path) -> None:
+    show(page, "Upload")
+    page.locator("#upload input[type=file]").set_input_files(path)
+    page.locator(f"#upload a[href$='{path.name}']").wait_for()
+    page.get_by_role("button", name="Read it").click()
+
+
+def test_the_digits_of_a_photo_are_read_and_kept(page):
+    upload(page, ROOT / "figures" / "samples" / "number.jpg")
+    expect(page.locator("#seen")).to_contain_text("Read: 031652948.")
+    assert page.locator("#seen img").count() == 9
+    show(page, "History")
+    expect(page.locator("#count")).to_have_text("9 drawings; page 1 of 1")
+    assert rows(page).locator("td:nth-child(4)").all_inner_texts() == list("031652948"[::-1])
+
+
+def test_a_photo_is_not_kept_without_leave(page):
+    show(page, "Upload")
+    page.get_by_label("Keep what was read").uncheck()
+    upload(page, ROOT / "figures" / "samples" / "seven.jpg")
+    expect(page.locator("#seen")).to_contain_text("Read: 7.")
+    show(page, "History")
+    expect(page.locator("#count")).to_have_text("0 drawings; page 1 of 1")
+
+
+def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):
+    upload(page, ROOT / "figures" / "samples" / "seven.jpg")
+    expect(page.locator("#seen")).to_contain_text("Read: 7.")
+    (tmp_path / "x.png").write_text("not a picture")
+    page.get_by_role("button", name="Clear").locator("visible=true").click()
+    expect(page.locator("#upload")).to_contain_text("Click to Upload")
+    upload(page, tmp_path / "x.png")
+    expect(page.get_by_text("the file is no picture of a kind that can be read: PNG, JPEG, ")).to_be_visible()
+    expect(page.locator("#seen")).not_to_contain_text("Read:")
+
+
+# history and exports
+
+def keep(page: Page, *labelled: tuple[int, int | None]) -> None:
+    """Draw these digits, say what they were, or nothing, and go to the history."""
+    for drawn, label in labelled:
+        assert draw(page, digit(drawn)) == drawn
+        if label is None:
+            expect(page.locator(".kept")).to_contain_text("Kept as no.")
+            page.keyboard.press("Escape")
+        else:
+            name(page, label)
+    show(page, "History")
+    expect(rows(page)).to_have_count(len(labelled))
+
+
+def test_a_label_is_corrected_and_a_drawing_deleted_in_the_history(page):
+    keep(page, (3, 3), (7, 1), (5, None))
+    expect(row(page, 2)).to_contain_text("wrong")
+    row(page, 2).get_by_role("combobox").select_option("7")
+    expect(row(page, 2)).to_contain_text("right")
+    row(page, 3).get_by_role("button").click()
+    expect(row(page, 3).get_by_role("button")).to_have_text("Sure?")
+    expect(rows(page)).to_have_count(3)
+    row(page, 3).get_by_role("button").click()
+    expect(rows(page)).to_have_count(2)
+    row(page, 1).get_by_role("combobox").select_option("no label")
+    expect(row(page, 1)).not_to_contain_text("right")
+
+    page.reload()
+    expect(page.locator(".score")).to_have_text("So far 1 of 1 labelled drawings were read right (100.0 %).")
+    show(page, "History")
+    expect(page.locator("#count")).to_have_text("2 drawings; page 1 of 1")
+    assert [one.input_value() for one in rows(page).get_by_role("combobox").all()] == ["7", ""]
+
+
+def test_the_history_is_filtered(page):
+    def choose(filter: str, value: str, expected: list[str]) -> None:
+        page.get_by_label(filter).click()
+        page.get_by_role("listbox").get_by_role("option", name=value, exact=True).click()
+        expect(rows(page).locator("td:first-child")).to_have_text(expected)
+
+    keep(page, (3, 3), (7, 1), (5, None), (6, 6))
+    choose("Answer", "wrong", ["2"])
+    choose("Answer", "right", ["4", "1"])
+    choose("Read as", "6", ["4"])
+    choose("Answer", "unlabelled", [])
+    choose("Read as", "any", ["3"])
+
+
+def export(page: Page, button: str) -> bytes:
+    page.get_by_role("button", name=button).click()
+    with page.expect_download() as download:
+        page.locator("#export a").click()
+    return Path(download.value.path()).read_bytes()
+
+
+def test_the_exports_hold_what_the_history_shows(page, tmp_path):
+    labels = [8, 1, 0, 2, 9]
+    keep(page, *((label, label) for label in labels), (3, None))
+    lines = list(csv.DictReader(io.StringIO(export(page, "Export these as CSV").decode("utf-8"))))
+    assert [line["true_label"] for line in lines] == [*map(str, labels), ""]
+    assert [line["predicted_digit"] for line in lines] == [*map(str, labels), "3"]
+    page.reload()
+    show(page, "History")
+    expect(rows(page)).to_have_count(6)
+    zipfile.ZipFile(io.BytesIO(export(page, "Export all labelled ones"))).extractall(tmp_path)
+    for split, expected in (("train", [8, 1, 0, 2]), ("test", [9])):
+        images, kept = (read_idx(tmp_path / part) for part in FILES[split])
+        assert images.shape == (len(expected), 28, 28) and images.max() == 255 and (images[:, 0] == 0).all()
+        assert kept.tolist() == expected
+        assert np.array_equal(load_split(split, tmp_path)[0], images)
+
+
+# other surroundings
+
+def touch(page: Page, *strokes: list[tuple[float, float]]) -> None:
+    """Draw with a quick finger on the glass."""
+    glass = page.context.new_cdp_session(page)
+    for stroke in strokes:
+        begin = time.time()
+        for turn, (x, y) in enumerate(stroke):
+            glass.send("Input.dispatchTouchEvent", {"type": "touchMove" if turn else "touchStart",
+                                                    "touchPoints": [{"x": x, "y": y}], "timestamp": begin + turn / 100})
+        glass.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": [],
+                                                "timestamp": begin + len(stroke) / 100})
+
+
+def test_a_finger_draws_on_the_paper_and_scrolls_beside_it(phone):
+    touch(phone, *on_paper(phone, digit(7)))
+    assert answer(phone) == 7
+    assert phone.evaluate("scrollY") == 0
+    phone.get_by_role("button", name="It was a 7").tap()
+    expect(phone.locator(".kept")).to_contain_text("Kept as no. 1, a 7: right.")
+
+    phone.evaluate("scrollTo(0, 0)")
+    words = phone.locator(".words").bounding_box()
+    touch(phone, [(words["x"] + 10, words["y"] + 10 - 20 * step) for step in range(15)])
+    phone.wait_for_function("scrollY > 100")
+
+
+def test_all_fits_on_a_phone(phone):
+    draw(phone, digit(3))
+    name(phone, 3)
+    for button in phone.locator(".labels button, .tools button").all():
+        box = button.bounding_box()
+        assert box["width"] >= 40 and box["height"] >= 40
+    for tab, element in (("Draw", "#pad img"), ("Upload", "#read"), ("Statistics", "#statistics img"),
+                         ("History", "#history img")):
+        show(phone, tab)
+        phone.locator(element).first.wait_for()
+        assert phone.evaluate("document.scrollingElement.scrollWidth") == 390
+        edges = phone.locator("#pad, #pad *, #statistics *, #history *, button").locator("visible=true").evaluate_all(
+            "all => all.map((one) => one.getBoundingClientRect().right)")
+        assert max(edges) <= 390
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everything_can_be_read_in_light_and_in_the_dark(browser, site, theme):
+    empty(site)
+    with opened(browser, site, f"?__theme={theme}") as page:
+        draw(page, digit(3))
+        levels = np.asarray(Image.open(io.BytesIO(page.locator("canvas").screenshot())).convert("L"), float)
+        paper, pen = (np.percentile(levels, share) for share in ((90, 1) if theme == "light" else (10, 99)))
+        assert abs(paper - pen) > 200 and (paper > 128) == (theme == "light")
+        name(page, 3)
+        for tab, element in (("Draw", "#pad"), ("Statistics", "#statistics"), ("History", "#history")):
+            show(page, tab)
+            page.locator(f"{element} img").first.wait_for()
+            contrasts = page.locator(element).evaluate(CONTRASTS)
+            assert len(contrasts) > 10
+            assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
+
+
+def test_a_keyboard_and_a_screen_reader_find_all_there_is(page):
+    canvas = page.get_by_role("img", name="Draw one digit here")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if canvas.evaluate("one => one === document.activeElement"):
+            break
+    expect(canvas).to_be_focused()
+    assert canvas.evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
+    draw(page, digit(3))
+    name(page, 3)
+    expect(page.get_by_role("status").filter(has_text="sure")).to_have_attribute("aria-live", "polite")
+    expect(page.get_by_role("status").filter(has_text="Kept as no. 1")).to_be_visible()
+    expect(page.locator(".notice")).to_have_attribute("role", "alert")
+    tree = page.context.new_cdp_session(page)
+    for tab in ("Draw", "Upload", "Statistics", "History"):
+        show(page, tab)
+        page.wait_for_load_state("networkidle")
+        nodes = tree.send("Accessibility.getFullAXTree")["nodes"]
+        names = [node["name"]["value"] for node in nodes if not node["ignored"] and node["role"]["value"] in CONTROLS]
+        assert len(names) > 5 and "" not in names
+
+
+# what goes wrong
+
+def test_a_drawing_waits_for_a_locked_database_and_is_kept_by_itself(page, site):
+    other = sqlite3.connect(site.database, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        assert draw(page, digit(6)) == 6
+        expect(page.locator(".notice")).to_contain_text("is locked by another program")
+        expect(page.locator(".notice")).to_contain_text("One drawing is not kept yet")
+        expect(page.locator(".kept")).to_have_text("Not kept yet.")
+        expect(page.locator(".digit")).to_have_text("6")
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+    expect(page.locator(".kept")).to_have_text("Kept as no. 1.")
+    expect(page.locator(".notice")).to_be_hidden()
+
+
+def test_a_drawing_outlives_the_server_which_ctrl_c_ends_cleanly(page, site):
+    draw(page, digit(2))
+    name(page, 2)
+    status = site.stop()
+    if os.name != "nt":
+        assert (status, site.errors()) == (0, "")
+    draw(page, digit(6))
+    expect(page.locator(".words")).to_have_text("The server does not answer: is it still running?")
+    expect(page.locator(".kept")).to_have_text("Not kept yet.")
+    site.start("--port", str(urlsplit(site.address).port))
+    expect(page.locator(".kept")).to_contain_text("Kept as no.")
+    expect(page.locator(".words")).to_contain_text("6, ")
+    expect(page.locator(".notice")).to_be_hidden()
