@@ -1,7 +1,7 @@
 # make         run both notebooks, top to bottom         make lab    open them in JupyterLab
 # make test    prove both notebooks and everything else  make app    serve the page to draw on
 # make bench   measure how fast 99 % is reached, how fast the exports predict and the page answers,
-#              how well handwriting is read (a quarter of an hour; leave the machine alone meanwhile)
+#              how well handwriting is read (twenty minutes; leave the machine alone meanwhile)
 # Another Python than python3: make PYTHON=python3.12
 
 ifeq ($(OS),Windows_NT)

@@ -4,6 +4,8 @@
 const SIDE = 280;          // pixels of the picture that is sent
 const BRUSH = 20;          // of it: about what MNIST's strokes come to on a digit that fills the paper
 const PAUSE = 700;         // ms without a stroke after which a drawing counts as finished, and is kept
+const REST = 2;            // times as long as the last answer took, before the next question: where many draw, none queues
+const MOST_REST = 500;     // ms
 const AGAIN = 4000;        // ms until the server is asked once more to keep what it could not
 
 const find = (name) => element.querySelector(name);
@@ -133,12 +135,13 @@ async function ask() {     // one question at a time; what has changed meanwhile
   asking = true;
   find(".verdict").setAttribute("aria-busy", "true");  // screen readers wait for the answer to all of it
   while (answered !== version) {
-    const now = version, asked = key;
+    const now = version, asked = key, sent = performance.now();
     const answer = await call("recognise", { picture: picture() });
     lost = Boolean(answer.problem);
     answered = Math.max(answered, now);
     if (strokes.length && asked === key) show(answer);
-    await new Promise(requestAnimationFrame);
+    const rest = Math.min(MOST_REST, REST * (performance.now() - sent));
+    await new Promise((go) => setTimeout(go, rest));
   }
   asking = false;
   find(".verdict").setAttribute("aria-busy", "false");

@@ -132,6 +132,7 @@ class Person:
                 self.answers.append(1000 * (now - sent))
                 self.strokes += [1000 * (now - begin - place / RATE) for place in range(known, done)]
                 known = done
+                time.sleep(min(0.5, 2 * (now - sent)))  # as pad.js rests
             time.sleep(max(0, begin + done / RATE - time.perf_counter()))  # until the next place of the pen
 
     def keep(self, picture: str) -> None:

@@ -7,6 +7,7 @@ not part of the session, it finds the committed weights.
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,8 @@ BEFORE = pytest.StashKey[str | None]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # else no process started here hears Ctrl-C
     config.stash[BEFORE] = os.environ.get(OUTPUT)
     os.environ[OUTPUT] = tempfile.mkdtemp(prefix="mnist-")
 

@@ -171,7 +171,8 @@ def test_what_is_drawn_is_read_as_the_whole_paper_is(person, output):
     predictor = MNISTPredictor(output / "MNIST-MODEL.pth")
     for digit, picture in enumerate(DRAWINGS):
         with Image.open(io.BytesIO(b64decode(picture))) as drawing:
-            for side, place in ((280, (0, 0)), (140, (99, 50)), (280, (420, -30 + 25 * digit)), (700, (40 * digit - 150, -200))):
+            for side, place in ((280, (0, 0)), (140, (99, 50)), (280, (420, -30 + 25 * digit)),
+                                (700, (40 * digit - 150, -200))):
                 paper, file = Image.new("RGBA", (700, 500)), io.BytesIO()
                 paper.paste(drawing.resize((side, side)), place)
                 paper.save(file, "PNG")

@@ -99,7 +99,7 @@ def ink(page: Page) -> str:
 # drawing
 
 def test_a_hundred_digits_are_drawn_recognised_labelled_and_counted(page):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(2)
     chosen = rng.permutation([index for label in range(10)
                               for index in rng.choice(np.flatnonzero(LABELS == label), 10, replace=False)])
     confusion = np.zeros((10, 10), int)
