@@ -1,12 +1,12 @@
 """How soon the page answers: python tests/benchmark_page.py, also in `make bench`. Two minutes.
 
 People draw MNIST's test digits as pad.js sends them: 60 places of the pen a second, one question
-at a time, each with all that is drawn by then, and every drawing is kept. They draw without a
-pause, and all from one other process over connections that stay open. "stroke" is the time from a
-place of the pen to the answer that takes it into account, "answer" that from a question to its
-answer. Last, somebody draws in a real Chromium while ten others do: there, "stroke" ends when the
-answer is on the screen. Page, people and Chromium share the machine's cores, as the numbers show.
-The results go to figures/bench_page.json.
+at a time, each with all that is drawn by then. Every drawing is kept once the pen has paused, and
+the next one begins. "stroke" is the time from a place of the pen to the answer that takes it into
+account, "answer" that from a question to its answer, and "shown" that from a pen's event in a real
+Chromium, where somebody draws without a pause among ten others, to the answer on the screen. All
+these people are in one other process, over connections that stay open. It, Chromium and the page
+share the cores of one machine, so their work is in the numbers. They go to figures/bench_page.json.
 """
 
 import concurrent.futures
@@ -38,7 +38,7 @@ from visitor import Site, browsing, on_paper
 ROOT = Path(__file__).parents[1]
 RATE = 60  # places of the pen a second, and pictures of a screen
 SPEED = 1.5  # sides of the paper a second
-SIDE, BRUSH = 280, 20  # pixels, as in pad.js
+SIDE, BRUSH, PAUSE = 280, 20, 0.7  # pixels and seconds, as in pad.js
 DIGITS = 30  # different ones
 WATCH = """
     const heard = window.heard = {strokes: [], asked: [], shown: []};
@@ -141,7 +141,7 @@ class Person:
         self.keeps.append(1000 * (time.perf_counter() - sent))
 
 
-def crowd(address: str, count: int, seconds: float) -> dict:
+def crowd(address: str, count: int, seconds: float, pause: float = PAUSE) -> dict:
     """So many people draw for so long; the times of all of them, and the numbers of their drawings."""
     images, _ = load_split("test", ROOT / "dataset")
     drawings = [pictures(walked(traced(image))) for image in images[:DIGITS]]
@@ -153,6 +153,7 @@ def crowd(address: str, count: int, seconds: float) -> dict:
             if time.perf_counter() > end:
                 return
             people[number].draw(drawing)
+            time.sleep(pause)
             people[number].keep(drawing[-1])
 
     with concurrent.futures.ThreadPoolExecutor(count) as threads:
@@ -226,9 +227,9 @@ def measure(site: Site) -> dict:
     results = {}
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as others:
         others.submit(crowd, site.address, 1, 2).result()  # which warms up both
-        for name, count, seconds in (("10 people", 10, 20), ("1 person", 1, 10), ("50 people", 50, 20),
-                                     ("10 people and a browser", 10, 30)):
-            task, shown = others.submit(crowd, site.address, count, seconds), []
+        for name, *crowded in (("10 people", 10, 20), ("10 people, no pause", 10, 15, 0), ("1 person", 1, 10),
+                               ("50 people", 50, 20), ("10 people and a browser", 10, 30)):
+            task, shown = others.submit(crowd, site.address, *crowded), []
             if "browser" in name:
                 shown = at_the_screen(site.address, lambda task=task: not task.done())
             times = task.result()
