@@ -48,7 +48,87 @@ class MNIST_CNN(nn.Sequential):
         ))
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"MNIST_CNN": MNIST_CNN}
+class MNIST_CNN_Dropout(nn.Sequential):
+    """MNIST_CNN with dropout after conv2 and fc1, and a ReLU between the linear layers; 21,840 parameters.
+
+    The network of PyTorch's first MNIST example.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(OrderedDict(
+            conv1=nn.Conv2d(1, 10, kernel_size=5),
+            pool1=nn.MaxPool2d(2),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(10, 20, kernel_size=5),
+            drop1=nn.Dropout2d(),
+            pool2=nn.MaxPool2d(2),
+            relu2=nn.ReLU(),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(320, 50),
+            relu3=nn.ReLU(),
+            drop2=nn.Dropout(),
+            fc2=nn.Linear(50, 10),
+        ))
+
+
+class ThreeConv(nn.Sequential):
+    """Three convolutions without pooling, and a linear layer that has most of the 365,514 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(OrderedDict(
+            conv1=nn.Conv2d(1, 32, kernel_size=3),   # (N, 32, 26, 26)
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 64, kernel_size=3),  # (N, 64, 24, 24)
+            relu2=nn.ReLU(),
+            conv3=nn.Conv2d(64, 64, kernel_size=3),  # (N, 64, 22, 22)
+            relu3=nn.ReLU(),
+            flatten=nn.Flatten(),                    # (N, 30976)
+            fc=nn.Linear(30_976, 10),
+        ))
+
+
+class MNISTNet(nn.Sequential):
+    """Two padded convolutions, each pooled, and a wide linear layer; 421,642 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(OrderedDict(
+            conv1=nn.Conv2d(1, 32, kernel_size=3, padding=1),   # (N, 32, 28, 28)
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),                              # (N, 32, 14, 14)
+            conv2=nn.Conv2d(32, 64, kernel_size=3, padding=1),  # (N, 64, 14, 14)
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),                              # (N, 64, 7, 7)
+            flatten=nn.Flatten(),                               # (N, 3136)
+            fc1=nn.Linear(3136, 128),
+            relu3=nn.ReLU(),
+            drop=nn.Dropout(),
+            fc2=nn.Linear(128, 10),
+        ))
+
+
+class SixConv(nn.Sequential):
+    """Six small convolutions with batch norm, and the mean of each of 32 channels: 18,482 parameters.
+
+    The third and the fifth begin after a pooling that halves the picture.
+    """
+
+    def __init__(self) -> None:
+        layers, channels = OrderedDict(), 1
+        for number, width in enumerate((8, 8, 16, 16, 32, 32), 1):
+            layers[f"conv{number}"] = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
+            layers[f"norm{number}"] = nn.BatchNorm2d(width)
+            layers[f"relu{number}"] = nn.ReLU()
+            if number in (2, 4):
+                layers[f"pool{number}"] = nn.MaxPool2d(2)  # to 14 x 14, to 7 x 7
+            channels = width
+        layers["mean"] = nn.AdaptiveAvgPool2d(1)           # (N, 32, 1, 1)
+        layers["flatten"] = nn.Flatten()                   # (N, 32)
+        layers["fc"] = nn.Linear(32, 10)
+        super().__init__(layers)
+
+
+NETWORKS: dict[str, type[nn.Module]] = {network.__name__: network for network in (
+    MNIST_CNN, MNIST_CNN_Dropout, ThreeConv, MNISTNet, SixConv)}
 
 
 class WeightsError(ValueError):

@@ -11,7 +11,6 @@ import atexit
 import base64
 import functools
 import hashlib
-import html
 import io
 import math
 import os
@@ -34,13 +33,13 @@ if "GRADIO_TEMP_DIR" not in os.environ:
 import anyio
 import gradio as gr
 import numpy as np
-from PIL import Image, ImageDraw
-from scipy.stats import binomtest
+from PIL import Image
 from starlette.middleware import Middleware
 
+from app import views
 from app.guard import Guard
-from app.store import Filter, Statistics, Store, StoreError
-from app.store import Prediction as Row
+from app.store import Store, StoreError
+from app.table import Filter
 from mnist_picture import FEWEST, PictureError, read_picture, to_mnist
 from mnist_predict import MNISTPredictor, Prediction
 from mnist_utils import FILES, write_idx
@@ -53,9 +52,7 @@ UPLOAD_BYTES = 20_000_000
 MESSAGE_BYTES = 1_000_000  # of every other request
 ROWS = 20  # drawings on one page of the history
 LATEST = 12  # drawings in the statistics
-TEST_SHARE = 5  # each so many-th labelled drawing is exported to test on
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by the colour-blind (Okabe and Ito)
-DAYS = 14
+TEST_SHARE = 5  # each so many-th drawing is exported to test on
 # Gradio's own weights are 400 and 600, but its file for 600 lacks the letters
 THEME = gr.themes.Default(primary_hue="blue", font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)),
                                                     "ui-sans-serif", "system-ui", "sans-serif"])
@@ -101,7 +98,7 @@ class Page:
         except PictureError as error:
             return {"problem": str(error)}
         return {"digit": answer.digit, "confidence": answer.confidence, "probabilities": answer.probabilities.tolist(),
-                "reason": answer.reason, "seen": _data_url(answer.picture) if answer.digit is not None else None}
+                "reason": answer.reason, "seen": views.data_url(answer.picture) if answer.digit is not None else None}
 
     def keep(self, message: dict) -> dict:
         """Keep a drawing, with its label if there is one; "id" is there only once it is on the disk."""
@@ -120,20 +117,20 @@ class Page:
             if label is None:
                 return {"id": row, "digit": answer.digit}
             self.store.label(row, label)
-            return {"id": row, "digit": answer.digit, "score": _score(self.store.statistics())}
+            return {"id": row, "digit": answer.digit, "score": views.score(self.store.statistics())}
         except StoreError as error:
             return {"problem": str(error)}
 
     def state(self, message: None = None) -> dict:
         """The score so far, or why nothing is being kept."""
         try:
-            return {"problem": None, "score": _score(self.store.statistics())}
+            return {"problem": None, "score": views.score(self.store.statistics())}
         except StoreError as error:
             return {"problem": str(error), "score": ""}
 
     def _save(self, drawing: uuid.UUID, answer: Prediction, picture: Image.Image) -> int:
         return self.store.save(drawing, answer.digit, answer.confidence, answer.probabilities.tolist(),
-                               _png(picture), self.digest)
+                               views.png(picture), self.digest)
 
     # reading a picture
 
@@ -153,7 +150,8 @@ class Page:
                   "reason": one.reason, "box": one.box} for one in digits]
         if keep and (problem := self._keep_all(digits)):
             notes.append(problem)
-        return {"digits": found, "notes": notes}, _boxed(picture.grey, picture.scale, digits), _cards(digits, notes)
+        boxed = views.boxed(picture.grey, picture.scale, digits)
+        return {"digits": found, "notes": notes}, boxed, views.cards(digits, notes)
 
     def _keep_all(self, digits: list[Prediction]) -> str:
         """Keep each digit as the network saw it; why that failed, if it did."""
@@ -169,21 +167,7 @@ class Page:
 
     def statistics(self) -> str:
         """What the tab of this name shows."""
-        numbers, latest = self.store.statistics(), self.store.search(limit=LATEST)
-        digits = [(str(digit), [(right / count if count else 0, BLUE)], f"{right:,} of {count:,}")
-                  for digit, (count, right) in enumerate(numbers.per_digit)]
-        most = max(1, *numbers.histogram.sum(1).tolist())
-        sure = [(f"{10 * tenth} to {10 * tenth + 10} %", list(zip((row / most).tolist(), (BLUE, ORANGE, GREY))),
-                 f"{row.sum():,}") for tenth, row in enumerate(numbers.histogram)]
-        busiest = max(numbers.per_day.values(), default=1)
-        days = [(str(day), [(count / busiest, GREY)], f"{count:,}")
-                for day, count in list(numbers.per_day.items())[-DAYS:]]
-        key = f"<p>{_swatch(BLUE)} read right {_swatch(ORANGE)} read wrong {_swatch(GREY)} no label yet</p>"
-        return _summary(numbers) + _row([
-            _bars("Read right, of those labelled as", digits), _confusion(numbers),
-            f"<div>{_bars('Drawings, by how sure the network was', sure)}{key}</div>",
-            _bars(f"Drawings a day (UTC), the last {DAYS} days that had any", days),
-        ]) + "<h3>Latest drawings</h3>" + _gallery(latest)
+        return views.statistics(self.store.statistics(), self.store.search(limit=LATEST))
 
     # history
 
@@ -196,7 +180,7 @@ class Page:
         page = int(min(max(page or 1, 1), last))
         rows = self.store.search(wanted, ROWS, (page - 1) * ROWS)
         text = f"{count:,} {'drawing' if count == 1 else 'drawings'}; page {page} of {last}"
-        return [_listed(row) for row in rows], text, page
+        return [views.listed(row) for row in rows], text, page
 
     def relabel(self, event: gr.EventData) -> None:
         """Correct the label of a drawing, or take it back."""
@@ -216,14 +200,16 @@ class Page:
 
     def idx(self) -> dict:
         """A ZIP file with all labelled drawings as IDX files, laid out as dataset/ is."""
-        pictures = [(to_mnist(picture), label) for picture, label in self.store.labelled()]
-        if not pictures:
+        parts: dict[str, list] = {"train": [], "test": []}
+        for number, picture, label in self.store.labelled():  # by the number, so that a drawing stays where it is
+            parts["train" if number % TEST_SHARE else "test"].append((to_mnist(picture), label))
+        if not parts["train"]:
+            parts = {"train": parts["test"], "test": []}
+        if not parts["train"]:
             raise gr.Error("no drawing has a label yet: say what some of them are first", print_exception=False)
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
         with zipfile.ZipFile(folder / "drawings.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            tested = pictures[TEST_SHARE - 1::TEST_SHARE]
-            trained = [one for number, one in enumerate(pictures, 1) if number % TEST_SHARE]
-            for split, part in (("train", trained), ("test", tested)):
+            for split, part in parts.items():
                 if part:
                     for name, values in zip(FILES[split], zip(*part)):
                         write_idx(folder / "values", np.array(values, np.uint8))
@@ -395,26 +381,8 @@ def _number(event: gr.EventData, name: str) -> int | None:
     return int(value)
 
 
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
-def _data_url(picture: np.ndarray | bytes) -> str:
-    data = picture if isinstance(picture, bytes) else _png(Image.fromarray(picture))
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
-
-
-def _score(numbers: Statistics) -> str:
-    if not numbers.labelled:
-        return f"{numbers.total:,} drawings so far, none labelled." if numbers.total else ""
-    return (f"So far {numbers.right:,} of {numbers.labelled:,} labelled drawings were read right "
-            f"({_percent(numbers.accuracy)}).")
 
 
 def _filter(predicted: str, label: str, verdict: str, since: datetime | None, until: datetime | None,
@@ -422,85 +390,3 @@ def _filter(predicted: str, label: str, verdict: str, since: datetime | None, un
     number = {str(digit): digit for digit in range(10)}
     return Filter(number.get(predicted), number.get(label), verdict, since, until,
                   most=None if most >= 100 else most / 100)
-
-
-# what the tabs show, as HTML; all that is not a number is escaped
-
-def _boxed(grey: np.ndarray, scale: float, digits: list[Prediction]) -> Image.Image:
-    """The picture (H, W) in grey, with a box and a number around each digit."""
-    picture = Image.fromarray(np.rint(255 * grey).astype(np.uint8)).convert("RGB")
-    if max(picture.size) < 300:
-        scale *= picture.width / (width := picture.width * math.ceil(300 / max(picture.size)))
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(picture)
-    for one in digits:
-        left, top, right, bottom = (edge / scale for edge in one.box)
-        colour = BLUE if one.trusted else ORANGE
-        draw.rectangle((left - 3, top - 3, right + 3, bottom + 3), outline=colour, width=3)
-        draw.text((left, max(0, top - 26)), "?" if one.digit is None else str(one.digit), fill=colour, font_size=22)
-    return picture
-
-
-def _card(picture: np.ndarray | bytes, *lines: str) -> str:
-    text = "<br>".join(map(html.escape, filter(None, lines)))
-    return f'<figure><img src="{_data_url(picture)}" alt=""><figcaption>{text}</figcaption></figure>'
-
-
-def _row(parts: list[str]) -> str:
-    return f'<div class="row">{"".join(parts)}</div>'
-
-
-def _cards(digits: list[Prediction], notes: list[str]) -> str:
-    cards = [_card(one.picture, "?" if one.digit is None else f"{one.digit}, {_percent(one.confidence)} sure",
-                   one.reason and f"not trusted: {one.reason}") for one in digits]
-    read = "".join("?" if one.digit is None else str(one.digit) for one in digits)
-    head = f"<p>Read: <strong>{read}</strong>. This is what the network saw:</p>" if digits else ""
-    return head + _row(cards) + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-
-
-def _summary(numbers: Statistics) -> str:
-    if not numbers.labelled:
-        return f"<p>{numbers.total:,} drawings, none of them labelled yet: say on the first tab what yours were.</p>"
-    low, high = binomtest(numbers.right, numbers.labelled).proportion_ci(method="wilson")
-    return (f'<p class="summary"><strong>{_percent(numbers.accuracy)}</strong> of {numbers.labelled:,} labelled '
-            f"drawings read right ({numbers.right:,}; 95 % interval {_percent(low)} to {_percent(high)}). "
-            f"{numbers.total:,} drawings in all.</p>")
-
-
-def _bars(title: str, rows: list[tuple[str, list[tuple[float, str]], str]]) -> str:
-    """A bar chart: for each row its name, the parts of its bar as shares of the longest, and its number."""
-    body = ""
-    for name, parts, number in rows:
-        bar = "".join(f'<span style="width:{share:.2%};background:{colour}"></span>' for share, colour in parts)
-        body += f'<tr><th scope="row">{name}</th><td><div>{bar}</div></td><td>{number}</td></tr>'
-    return f'<table class="bars"><caption>{title}</caption>{body}</table>'
-
-
-def _swatch(colour: str) -> str:
-    return f'<span class="swatch" style="background:{colour}"></span>'
-
-
-def _confusion(numbers: Statistics) -> str:
-    counts = numbers.confusion
-    strength = 0.65 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    head = "".join(f'<th scope="col">{digit}</th>' for digit in range(10))
-    body = ""
-    for truth in range(10):
-        cells = "".join(f'<td style="background:rgba({"0,114,178" if truth == digit else "213,94,0"},'
-                        f'{strength[truth, digit]:.2f})">{counts[truth, digit] or ""}</td>' for digit in range(10))
-        body += f'<tr><th scope="row">{truth}</th>{cells}</tr>'
-    return ('<table class="confusion"><caption>What it really was (down), and was read as (across)</caption>'
-            f"<tr><td></td>{head}</tr>{body}</table>")
-
-
-def _gallery(rows: list[Row]) -> str:
-    return _row([_card(row.image_data, f"read as {row.predicted_digit} ({_percent(row.confidence, 0)})",
-                       "no label yet" if row.true_label is None else f"it was a {row.true_label}") for row in rows])
-
-
-def _listed(row: Row) -> dict:
-    """A row as history.html shows it."""
-    label = "" if row.true_label is None else str(row.true_label)
-    return {"id": row.id, "time": f"{row.timestamp:%Y-%m-%d %H:%M:%S}", "digit": row.predicted_digit,
-            "confidence": _percent(row.confidence), "image": _data_url(row.image_data), "label": label,
-            "verdict": "" if label == "" else "right" if row.true_label == row.predicted_digit else "wrong"}

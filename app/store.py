@@ -11,16 +11,15 @@ raises StoreError, and the next one that finds it back works again.
 
 import contextlib
 import csv
-import operator
 import os
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from typing import Literal, TextIO
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import psycopg
@@ -29,7 +28,9 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+
+from app.table import EVERYTHING, Base, Filter, Prediction, Statistics, checked_digit, checked_share
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 INSERT = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
@@ -77,163 +78,6 @@ class StoreError(Exception):
 
 class MissingError(StoreError):
     """There is no drawing of that number."""
-
-
-class UTCDateTime(sa.TypeDecorator[datetime]):
-    """Times with a time zone, which go in and come out as UTC in SQLite as well, which knows no zones."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        return value and value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
-
-
-class Base(DeclarativeBase):
-    """Where SQLAlchemy collects the tables, of which there is one."""
-
-
-DIGITS = ", ".join(map(str, range(10)))  # each of them, because SQLite lets 3.5 pass as one between 0 and 9
-
-
-class Prediction(Base):
-    """One drawing and the answer to it: a row of the table `predictions`.
-
-    `timestamp` is when it was last saved, `true_label` what a person says that it shows,
-    `probabilities` are those of the ten digits, `drawing` is the browser's own key.
-    """
-
-    __tablename__ = "predictions"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    timestamp: Mapped[datetime] = mapped_column(UTCDateTime)
-    predicted_digit: Mapped[int] = mapped_column(sa.SmallInteger)
-    confidence: Mapped[float] = mapped_column(sa.Float(53))
-    true_label: Mapped[int | None] = mapped_column(sa.SmallInteger)
-    image_data: Mapped[bytes] = mapped_column(sa.LargeBinary)
-    probabilities: Mapped[list[float]] = mapped_column(sa.JSON)
-    model_digest: Mapped[str]
-    drawing: Mapped[uuid.UUID] = mapped_column(unique=True)
-
-    __table_args__ = (
-        sa.CheckConstraint(f"predicted_digit IN ({DIGITS})", "predicted_digit_is_a_digit"),
-        sa.CheckConstraint(f"true_label IN ({DIGITS})", "true_label_is_a_digit"),
-        sa.CheckConstraint("confidence BETWEEN 0 AND 1", "confidence_is_from_0_to_1"),
-        sa.CheckConstraint("length(image_data) > 0", "image_data_is_not_empty"),
-        sa.CheckConstraint("json_array_length(probabilities) = 10", "probabilities_are_ten"),
-        sa.CheckConstraint("datetime(timestamp) IS NOT NULL", "timestamp_is_a_time").ddl_if(dialect="sqlite"),
-        sa.Index("predictions_by_time", "timestamp", "id"),
-        sa.Index("predictions_by_digit", "predicted_digit", "timestamp"),
-        sa.Index("predictions_by_label", "true_label", "timestamp"),
-        sa.Index("predictions_by_confidence", "confidence"),
-        {"sqlite_autoincrement": True},  # else the number of a deleted drawing could become another's
-    )
-
-
-VERDICTS = {
-    "all": sa.true(),
-    "right": Prediction.true_label == Prediction.predicted_digit,
-    "wrong": Prediction.true_label != Prediction.predicted_digit,
-    "unlabelled": Prediction.true_label.is_(None),
-}
-BOUNDS = {
-    "predicted": (operator.eq, Prediction.predicted_digit),
-    "label": (operator.eq, Prediction.true_label),
-    "since": (operator.ge, Prediction.timestamp),
-    "until": (operator.lt, Prediction.timestamp),
-    "least": (operator.ge, Prediction.confidence),
-    "most": (operator.le, Prediction.confidence),
-}
-
-
-def _digit(name: str, value: int) -> int:
-    if value not in range(10):
-        raise ValueError(f"{name} must be from 0 to 9, not {value!r}")
-    return int(value)
-
-
-def _share(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be from 0 to 1, not {value!r}")
-    return float(value)
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which drawings are wanted: those for which everything holds that is set.
-
-    `since` is the first moment and `until` the one after the last, both with a time zone; `least`
-    and `most` are the lowest and the highest confidence. Raises ValueError for what cannot be.
-    """
-
-    predicted: int | None = None
-    label: int | None = None
-    verdict: Literal["all", "right", "wrong", "unlabelled"] = "all"
-    since: datetime | None = None
-    until: datetime | None = None
-    least: float | None = None
-    most: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, check in (("predicted", _digit), ("label", _digit), ("least", _share), ("most", _share)):
-            if getattr(self, name) is not None:
-                check(name, getattr(self, name))
-        for name in ("since", "until"):
-            if getattr(self, name) is not None and getattr(self, name).utcoffset() is None:
-                raise ValueError(f"{name} needs a time zone")
-        if self.verdict not in VERDICTS:
-            raise ValueError(f"verdict must be one of {', '.join(VERDICTS)}, not {self.verdict!r}")
-
-    def conditions(self) -> list[sa.ColumnElement[bool]]:
-        """The same for the `where` of a query."""
-        bounds = [compare(column, getattr(self, name)) for name, (compare, column) in BOUNDS.items()
-                  if getattr(self, name) is not None]
-        return [VERDICTS[self.verdict], *bounds]
-
-
-EVERYTHING = Filter()
-
-
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """Counts of all drawings at one moment.
-
-    `confusion` (10, 10) counts the labelled ones, by true label down and predicted digit across.
-    `histogram` (10, 3) counts all by confidence, 0 to 0.1 and so on to 0.9 to 1, and across as
-    right, wrong and unlabelled. `per_day` counts them by the UTC day of their last save, in order.
-    """
-
-    confusion: np.ndarray
-    histogram: np.ndarray
-    per_day: dict[date, int]
-
-    @property
-    def total(self) -> int:
-        """How many drawings there are."""
-        return int(self.histogram.sum())
-
-    @property
-    def labelled(self) -> int:
-        """How many of them have a true label."""
-        return int(self.confusion.sum())
-
-    @property
-    def right(self) -> int:
-        """How many of these were predicted."""
-        return int(self.confusion.trace())
-
-    @property
-    def accuracy(self) -> float | None:
-        """The share of the labelled ones that are right; None where none is labelled."""
-        return self.right / self.labelled if self.labelled else None
-
-    @property
-    def per_digit(self) -> list[tuple[int, int]]:
-        """For each true label, how many have it and how many of these are right."""
-        return list(zip(self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()))
 
 
 class _Connection(psycopg.Connection):
@@ -299,9 +143,9 @@ class Store:
             raise ValueError(f"there must be ten probabilities, not {len(probabilities)}")
         if not image_png.startswith(PNG_MAGIC):
             raise ValueError("the image is not a PNG file")
-        values = {"timestamp": datetime.now(UTC), "predicted_digit": _digit("digit", digit),
-                  "confidence": _share("confidence", confidence), "image_data": image_png,
-                  "probabilities": [_share("a probability", value) for value in probabilities],
+        values = {"timestamp": datetime.now(UTC), "predicted_digit": checked_digit("digit", digit),
+                  "confidence": checked_share("confidence", confidence), "image_data": image_png,
+                  "probabilities": [checked_share("a probability", value) for value in probabilities],
                   "model_digest": model_digest}
         insert = INSERT[self._engine.dialect.name](Prediction).values(drawing=drawing, **values)
         upsert = insert.on_conflict_do_update(index_elements=[Prediction.drawing], set_=values)
@@ -313,7 +157,7 @@ class Store:
 
         Raises MissingError where there is no such drawing, and ValueError for another digit.
         """
-        label = None if true_label is None else _digit("true_label", true_label)
+        label = None if true_label is None else checked_digit("true_label", true_label)
         self._change(id, sa.update(Prediction).values(true_label=label))
 
     def delete(self, id: int) -> None:
@@ -367,10 +211,10 @@ class Store:
             count += 1
         return count
 
-    def labelled(self) -> Iterator[tuple[bytes, int]]:
-        """Each labelled drawing's PNG file and true label, oldest number first, read in parts."""
+    def labelled(self) -> Iterator[tuple[int, bytes, int]]:
+        """Each labelled drawing's number, PNG file and true label, in the order of their numbers, read in parts."""
         columns = [Prediction.id, Prediction.image_data, Prediction.true_label]
-        return ((image, label) for _, image, label in self._rows(columns, [Prediction.true_label.is_not(None)]))
+        return (tuple(row) for row in self._rows(columns, [Prediction.true_label.is_not(None)]))
 
     def _rows(self, columns: Sequence[sa.ColumnElement], conditions: list[sa.ColumnElement[bool]]) -> Iterator[sa.Row]:
         """The rows in the order of their numbers, which are to be the first column; no transaction stays open."""
@@ -479,7 +323,7 @@ class Store:
         """What the page says of an error."""
         if isinstance(error, PoolTimeout):
             return BUSY
-        cause, name = error.orig, self._engine.url.database
+        cause, name = error.orig, Path(self._engine.url.database or "").name  # a visitor need not know where it lies
         if isinstance(cause, sqlite3.Error):
             code = "_".join(getattr(cause, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
         else:

@@ -30,7 +30,8 @@ from sqlalchemy.orm import Session
 
 import app.store
 from app.settings import SettingsError, read_settings
-from app.store import EXPORT_BATCH, Filter, MissingError, Prediction, Store, StoreError
+from app.store import EXPORT_BATCH, MissingError, Store, StoreError
+from app.table import Filter, Prediction
 
 pytest_plugins = ["databases"]
 
@@ -282,10 +283,10 @@ def test_csv_holds_every_row_that_is_wanted(store, database):
 def test_labelled_drawings_are_read_without_keeping_a_transaction(store, database):
     rows = fill(database, EXPORT_BATCH + 200)
     drawings = store.labelled()
-    assert next(drawings) == (PNG, rows[0]["true_label"])
+    assert next(drawings) == (1, PNG, rows[0]["true_label"])
     execute(database, "DELETE FROM predictions WHERE id = 1")  # waits for nobody
     expected = [row["true_label"] for row in rows if row["true_label"] is not None]
-    assert [label for _, label in drawings] == expected[1:]
+    assert [label for *_, label in drawings] == expected[1:]
 
 
 # many at once

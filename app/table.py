@@ -1,0 +1,171 @@
+"""The table `predictions`: a row of it, which rows are wanted, and what they come to."""
+
+import operator
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Literal
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class UTCDateTime(sa.TypeDecorator[datetime]):
+    """Times with a time zone, which go in and come out as UTC in SQLite as well, which knows no zones."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
+
+
+class Base(DeclarativeBase):
+    """Where SQLAlchemy collects the tables, of which there is one."""
+
+
+DIGITS = ", ".join(map(str, range(10)))  # each of them, because SQLite lets 3.5 pass as one between 0 and 9
+
+
+class Prediction(Base):
+    """One drawing and the answer to it: a row of the table `predictions`.
+
+    `timestamp` is when it was last saved, `true_label` what a person says that it shows,
+    `probabilities` are those of the ten digits, `drawing` is the browser's own key.
+    """
+
+    __tablename__ = "predictions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    timestamp: Mapped[datetime] = mapped_column(UTCDateTime)
+    predicted_digit: Mapped[int] = mapped_column(sa.SmallInteger)
+    confidence: Mapped[float] = mapped_column(sa.Float(53))
+    true_label: Mapped[int | None] = mapped_column(sa.SmallInteger)
+    image_data: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    probabilities: Mapped[list[float]] = mapped_column(sa.JSON)
+    model_digest: Mapped[str]
+    drawing: Mapped[uuid.UUID] = mapped_column(unique=True)
+
+    __table_args__ = (
+        sa.CheckConstraint(f"predicted_digit IN ({DIGITS})", "predicted_digit_is_a_digit"),
+        sa.CheckConstraint(f"true_label IN ({DIGITS})", "true_label_is_a_digit"),
+        sa.CheckConstraint("confidence BETWEEN 0 AND 1", "confidence_is_from_0_to_1"),
+        sa.CheckConstraint("length(image_data) > 0", "image_data_is_not_empty"),
+        sa.CheckConstraint("json_array_length(probabilities) = 10", "probabilities_are_ten"),
+        sa.CheckConstraint("datetime(timestamp) IS NOT NULL", "timestamp_is_a_time").ddl_if(dialect="sqlite"),
+        sa.Index("predictions_by_time", "timestamp", "id"),
+        sa.Index("predictions_by_digit", "predicted_digit", "timestamp"),
+        sa.Index("predictions_by_label", "true_label", "timestamp"),
+        sa.Index("predictions_by_confidence", "confidence"),
+        {"sqlite_autoincrement": True},  # else the number of a deleted drawing could become another's
+    )
+
+
+VERDICTS = {
+    "all": sa.true(),
+    "right": Prediction.true_label == Prediction.predicted_digit,
+    "wrong": Prediction.true_label != Prediction.predicted_digit,
+    "unlabelled": Prediction.true_label.is_(None),
+}
+BOUNDS = {
+    "predicted": (operator.eq, Prediction.predicted_digit),
+    "label": (operator.eq, Prediction.true_label),
+    "since": (operator.ge, Prediction.timestamp),
+    "until": (operator.lt, Prediction.timestamp),
+    "least": (operator.ge, Prediction.confidence),
+    "most": (operator.le, Prediction.confidence),
+}
+
+
+def checked_digit(name: str, value: int) -> int:
+    """The value; ValueError, with this name for it, where it is no digit."""
+    if value not in range(10):
+        raise ValueError(f"{name} must be from 0 to 9, not {value!r}")
+    return int(value)
+
+
+def checked_share(name: str, value: float) -> float:
+    """The value; ValueError, with this name for it, where it is not from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, not {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which drawings are wanted: those for which everything holds that is set.
+
+    `since` is the first moment and `until` the one after the last, both with a time zone; `least`
+    and `most` are the lowest and the highest confidence. Raises ValueError for what cannot be.
+    """
+
+    predicted: int | None = None
+    label: int | None = None
+    verdict: Literal["all", "right", "wrong", "unlabelled"] = "all"
+    since: datetime | None = None
+    until: datetime | None = None
+    least: float | None = None
+    most: float | None = None
+
+    def __post_init__(self) -> None:
+        for check, *names in ((checked_digit, "predicted", "label"), (checked_share, "least", "most")):
+            for name in names:
+                if getattr(self, name) is not None:
+                    check(name, getattr(self, name))
+        for name in ("since", "until"):
+            if getattr(self, name) is not None and getattr(self, name).utcoffset() is None:
+                raise ValueError(f"{name} needs a time zone")
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict must be one of {', '.join(VERDICTS)}, not {self.verdict!r}")
+
+    def conditions(self) -> list[sa.ColumnElement[bool]]:
+        """The same for the `where` of a query."""
+        bounds = [compare(column, getattr(self, name)) for name, (compare, column) in BOUNDS.items()
+                  if getattr(self, name) is not None]
+        return [VERDICTS[self.verdict], *bounds]
+
+
+EVERYTHING = Filter()
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Counts of all drawings at one moment.
+
+    `confusion` (10, 10) counts the labelled ones, by true label down and predicted digit across.
+    `histogram` (10, 3) counts all by confidence, 0 to 0.1 and so on to 0.9 to 1, and across as
+    right, wrong and unlabelled. `per_day` counts them by the UTC day of their last save, in order.
+    """
+
+    confusion: np.ndarray
+    histogram: np.ndarray
+    per_day: dict[date, int]
+
+    @property
+    def total(self) -> int:
+        """How many drawings there are."""
+        return int(self.histogram.sum())
+
+    @property
+    def labelled(self) -> int:
+        """How many of them have a true label."""
+        return int(self.confusion.sum())
+
+    @property
+    def right(self) -> int:
+        """How many of these were predicted."""
+        return int(self.confusion.trace())
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of the labelled ones that are right; None where none is labelled."""
+        return self.right / self.labelled if self.labelled else None
+
+    @property
+    def per_digit(self) -> list[tuple[int, int]]:
+        """For each true label, how many have it and how many of these are right."""
+        return list(zip(self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()))

@@ -1,0 +1,136 @@
+"""What the page's tabs show: values as HTML, in which all that is not a number is escaped, and pictures."""
+
+import base64
+import html
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy.stats import binomtest
+
+from app.table import Prediction as Row
+from app.table import Statistics
+from mnist_predict import Prediction
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by the colour-blind (Okabe and Ito)
+DAYS = 14
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_url(picture: np.ndarray | bytes) -> str:
+    data = picture if isinstance(picture, bytes) else png(Image.fromarray(picture))
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def score(numbers: Statistics) -> str:
+    if not numbers.labelled:
+        return f"{numbers.total:,} drawings so far, none labelled." if numbers.total else ""
+    return (f"So far {numbers.right:,} of {numbers.labelled:,} labelled drawings were read right "
+            f"({_percent(numbers.accuracy)}).")
+
+
+def boxed(grey: np.ndarray, scale: float, digits: list[Prediction]) -> Image.Image:
+    """The picture (H, W) in grey, with a box and a number around each digit."""
+    picture = Image.fromarray(np.rint(255 * grey).astype(np.uint8)).convert("RGB")
+    if max(picture.size) < 300:
+        scale *= picture.width / (width := picture.width * math.ceil(300 / max(picture.size)))
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    for one in digits:
+        left, top, right, bottom = (edge / scale for edge in one.box)
+        colour = BLUE if one.trusted else ORANGE
+        draw.rectangle((left - 3, top - 3, right + 3, bottom + 3), outline=colour, width=3)
+        draw.text((left, max(0, top - 26)), "?" if one.digit is None else str(one.digit), fill=colour, font_size=22)
+    return picture
+
+
+def cards(digits: list[Prediction], notes: list[str]) -> str:
+    cards = [_card(one.picture, "?" if one.digit is None else f"{one.digit}, {_percent(one.confidence)} sure",
+                   one.reason and f"not trusted: {one.reason}") for one in digits]
+    read = "".join("?" if one.digit is None else str(one.digit) for one in digits)
+    head = f"<p>Read: <strong>{read}</strong>. This is what the network saw:</p>" if digits else ""
+    return head + _row(cards) + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+
+
+def statistics(numbers: Statistics, latest: list[Row]) -> str:
+    """The tab of this name: counts, charts, and the latest drawings."""
+    digits = [(str(digit), [(right / count if count else 0, BLUE)], f"{right:,} of {count:,}")
+              for digit, (count, right) in enumerate(numbers.per_digit)]
+    most = max(1, *numbers.histogram.sum(1).tolist())
+    sure = [(f"{10 * tenth} to {10 * tenth + 10} %", list(zip((row / most).tolist(), (BLUE, ORANGE, GREY))),
+             f"{row.sum():,}") for tenth, row in enumerate(numbers.histogram)]
+    busiest = max(numbers.per_day.values(), default=1)
+    days = [(str(day), [(count / busiest, GREY)], f"{count:,}") for day, count in list(numbers.per_day.items())[-DAYS:]]
+    key = f"<p>{_swatch(BLUE)} read right {_swatch(ORANGE)} read wrong {_swatch(GREY)} no label yet</p>"
+    return _summary(numbers) + _row([
+        _bars("Read right, of those labelled as", digits), _confusion(numbers),
+        f"<div>{_bars('Drawings, by how sure the network was', sure)}{key}</div>",
+        _bars(f"Drawings a day (UTC), the last {DAYS} days that had any", days),
+    ]) + "<h3>Latest drawings</h3>" + _gallery(latest)
+
+
+def listed(row: Row) -> dict:
+    """A row as history.html shows it."""
+    label = "" if row.true_label is None else str(row.true_label)
+    return {"id": row.id, "time": f"{row.timestamp:%Y-%m-%d %H:%M:%S}", "digit": row.predicted_digit,
+            "confidence": _percent(row.confidence), "image": data_url(row.image_data), "label": label,
+            "verdict": "" if label == "" else "right" if row.true_label == row.predicted_digit else "wrong"}
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _card(picture: np.ndarray | bytes, *lines: str) -> str:
+    text = "<br>".join(map(html.escape, filter(None, lines)))
+    return f'<figure><img src="{data_url(picture)}" alt=""><figcaption>{text}</figcaption></figure>'
+
+
+def _row(parts: list[str]) -> str:
+    return f'<div class="row">{"".join(parts)}</div>'
+
+
+def _summary(numbers: Statistics) -> str:
+    if not numbers.labelled:
+        return f"<p>{numbers.total:,} drawings, none of them labelled yet: say on the first tab what yours were.</p>"
+    low, high = binomtest(numbers.right, numbers.labelled).proportion_ci(method="wilson")
+    return (f'<p class="summary"><strong>{_percent(numbers.accuracy)}</strong> of {numbers.labelled:,} labelled '
+            f"drawings read right ({numbers.right:,}; 95 % interval {_percent(low)} to {_percent(high)}). "
+            f"{numbers.total:,} drawings in all.</p>")
+
+
+def _bars(title: str, rows: list[tuple[str, list[tuple[float, str]], str]]) -> str:
+    """A bar chart: for each row its name, the parts of its bar as shares of the longest, and its number."""
+    body = ""
+    for name, parts, number in rows:
+        bar = "".join(f'<span style="width:{share:.2%};background:{colour}"></span>' for share, colour in parts)
+        body += f'<tr><th scope="row">{name}</th><td><div>{bar}</div></td><td>{number}</td></tr>'
+    return f'<table class="bars"><caption>{title}</caption>{body}</table>'
+
+
+def _swatch(colour: str) -> str:
+    return f'<span class="swatch" style="background:{colour}"></span>'
+
+
+def _confusion(numbers: Statistics) -> str:
+    counts = numbers.confusion
+    strength = 0.65 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    head = "".join(f'<th scope="col">{digit}</th>' for digit in range(10))
+    body = ""
+    for truth in range(10):
+        cells = "".join(f'<td style="background:rgba({"0,114,178" if truth == digit else "213,94,0"},'
+                        f'{strength[truth, digit]:.2f})">{counts[truth, digit] or ""}</td>' for digit in range(10))
+        body += f'<tr><th scope="row">{truth}</th>{cells}</tr>'
+    return ('<table class="confusion"><caption>What it really was (down), and was read as (across)</caption>'
+            f"<tr><td></td>{head}</tr>{body}</table>")
+
+
+def _gallery(rows: list[Row]) -> str:
+    return _row([_card(row.image_data, f"read as {row.predicted_digit} ({_percent(row.confidence, 0)})",
+                       "no label yet" if row.true_label is None else f"it was a {row.true_label}") for row in rows])
