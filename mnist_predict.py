@@ -5,10 +5,12 @@
     print(result.digit, result.confidence, result.trusted, result.reason)
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,9 +176,11 @@ class MNISTPredictor:
                  device: str | torch.device | None = None) -> None:
         """Load the weights, to the CPU unless `device` names another: for single pictures it is the fastest.
 
-        Raises what `load_weights` raises, and WeightsError for a calibration of another network.
+        `digest` is the SHA-256 of the file. Raises what `load_weights` raises, and WeightsError for a
+        calibration of another network.
         """
         self.model, self.facts = load_weights(model_path)
+        self.digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
         self.model.to(device or "cpu")
         if "doubt" in self.facts:
             evidence = _evidence(*_features_and_scores(self.model, np.zeros((1, 28, 28), np.uint8), 0.0, 1.0))

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from mnist_model import WeightsError, plain_values, write_atomically
 from mnist_utils import batches, normalize
 
-Split = tuple[np.ndarray, np.ndarray]  # images (N, 28, 28) uint8 and labels (N,)
+Split = tuple[np.ndarray, np.ndarray]  # images (N, 28, 28) uint8 and labels (N,), or probabilities of them (N, 10)
 # rotation in radians (11°), scale along each axis, shear, shift along each axis in halves of the picture
 WARP_LIMITS = torch.tensor([0.19, 0.11, 0.11, 0.15, 1.5 / 14, 1.5 / 14])
 
@@ -53,17 +53,18 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
           batch_bar: tqdm | None = None) -> Iterator[Epoch]:
     """Train `model` in place, one epoch for each step of the iterator.
 
-    Adam under a one-cycle schedule (Smith & Topin 2018) that peaks at `learning_rate` after
-    three tenths of the steps, on randomly warped images unless `augment` is false. `seed` fixes
-    the order and the warps, so equal calls give equal weights on one machine; the network's
-    first weights are the caller's to seed. `mean` and `std` normalise the images, as `mean_std`
-    gives them. From the second epoch on only the share `hardest` of the images is learned from,
-    those whose loss was highest when they were last seen (as in Loshchilov & Hutter 2015): less
-    accurate in the end, but soon good. `amp` computes in bfloat16 where that is safe; by
-    default, where the hardware multiplies it. Training ends early once `patience` epochs have
-    passed without a better one (by validation accuracy, then loss). The model is left in
-    training mode and in channels_last. `batch_bar` starts anew at each epoch and moves at each
-    batch.
+    Adam under a one-cycle schedule (Smith & Topin 2018) that peaks at `learning_rate` after three
+    tenths of the steps, on randomly warped images unless `augment` is false. `seed` fixes the order
+    and the warps, so equal calls give equal weights on one machine; the network's first weights are
+    the caller's to seed. `mean` and `std` normalise the images, as `mean_std` gives them. Where
+    `train_set` has probabilities (N, 10) in place of labels, as a teacher gives them, the loss is
+    the cross-entropy with those (Hinton et al. 2015). From the second epoch on only the share
+    `hardest` of the images is learned from, those whose loss was highest when they were last seen
+    (as in Loshchilov & Hutter 2015): less accurate in the end, but soon good. `amp` computes in
+    bfloat16 where that is safe; by default, where the hardware multiplies it. Training ends early
+    once `patience` epochs have passed without a better one (by validation accuracy, then loss). The
+    model is left in training mode and in channels_last. `batch_bar` starts anew at each epoch and
+    moves at each batch.
 
     Where `checkpoint` names a file, it holds all that a later call with `resume` needs to go on
     from the last whole epoch to the very weights of a run that was never stopped; the epochs
@@ -79,7 +80,7 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
     """
     device = next(model.parameters()).device
     images, labels = (torch.as_tensor(array).to(device) for array in train_set)
-    labels = labels.long()
+    labels = labels.float() if labels.ndim == 2 else labels.long()
     if not len(images) or epochs < 1 or batch_size < 1 or not 0 < hardest <= 1:
         raise ValueError(f"there is nothing to train: {len(images)} images, {epochs} epochs, batches of {batch_size}, "
                          f"the hardest {hardest:.0%}")

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 IDX_DTYPES = {0x08: np.dtype(">u1"), 0x09: np.dtype(">i1"), 0x0B: np.dtype(">i2"),
@@ -153,6 +154,19 @@ def load_split(split: str, root: str | os.PathLike = "dataset") -> tuple[np.ndar
         raise IDXError(f"{labels_path} has the label {labels[first]} at index {first}: "
                        f"labels run from 0 to {CLASSES - 1}")
     return images, labels
+
+
+def load_training(root: str | os.PathLike = "dataset", seed: int = 0) -> tuple[
+        tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], float, float]:
+    """Images and labels to train on, those to validate on, and the mean and deviation of all their pixels.
+
+    Held out for validation are 5,000 images, or a sixth where there are fewer than 30,000, by
+    chance from `seed` and with the same share of each label. Raises what `load_split` raises.
+    """
+    images, labels = load_split("train", root)
+    train_images, val_images, train_labels, val_labels = train_test_split(
+        images, labels, test_size=min(5_000, len(images) // 6), stratify=labels, random_state=seed)
+    return (train_images, train_labels), (val_images, val_labels), *mean_std(images)
 
 
 def find_idx(root: str | os.PathLike, name: str) -> Path:

@@ -36,7 +36,6 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report
-from sklearn.model_selection import train_test_split
 from torch import nn
 from tqdm import tqdm
 
@@ -56,7 +55,7 @@ from mnist_train import (
     read_checkpoint,
     train,
 )
-from mnist_utils import load_split, mean_std
+from mnist_utils import load_split, load_training
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -230,14 +229,6 @@ def refuse_path(path: Path) -> None:
         raise ValueError(f"--model-path {path} cannot name the weights file: choose NAME.pth")
 
 
-def load_training(data: str, seed: int) -> tuple[Split, Split, float, float]:
-    """What to train on, what to validate on (5,000 images, or a sixth), mean and deviation."""
-    images, labels = load_split("train", data)
-    train_images, val_images, train_labels, val_labels = train_test_split(
-        images, labels, test_size=min(5_000, len(images) // 6), stratify=labels, random_state=seed)
-    return (train_images, train_labels), (val_images, val_labels), *mean_std(images)
-
-
 def train_model(options: argparse.Namespace) -> None:
     """Train, save the best and the last epoch's weights, and print the test accuracy of both."""
     device = pick_device(options)
@@ -346,6 +337,8 @@ def fine_tune(options: argparse.Namespace) -> None:
     save_weights(options.model_path, model, mean=mean, std=std, **calibration, training=recipe, test_accuracy=after[1])
     for (name, (_, labels)), was, now in zip(tests.items(), before, after):
         print(f"{name}: {was:.2%} of {len(labels):,} right before, {now:.2%} after")
+    if after[0] < before[0]:
+        print(f"the drawings are read worse than before: with more of them it helps; {previous} has the old weights")
     print(f"the weights: {options.model_path}; as they were before: {previous}")
 
 

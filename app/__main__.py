@@ -4,15 +4,18 @@ The settings come from options, from the environment, or from a file `.env`: see
 """
 
 import argparse
-import ipaddress
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
-from app.settings import read_settings
+from app.settings import is_loopback, read_settings
 from app.store import Store
+
+if TYPE_CHECKING:
+    from app.page import Page
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,36 +30,43 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how services are ended
     options = parser().parse_args(arguments)
     try:
-        settings = read_settings()
-        user, password = options.user or settings.user, options.password or settings.password
-        if bool(user) != bool(password):
-            raise ValueError("a user needs a password, and a password a user")
-        torch.set_num_threads(1)  # one picture is too small a task to share, and many come at once
-        from mnist_predict import MNISTPredictor  # slow to import
-
-        store, predictor = Store(settings.database), MNISTPredictor(settings.model_path)
-        from app.page import Page  # slow as well
-
-        page = Page(predictor, store, settings.model_path)
-        address = page.start(options.host, options.port, user, password)
+        page, address = serve(options)
+        print(f"Draw at {address} (Ctrl-C ends it)", flush=True)
+        try:
+            while True:
+                time.sleep(60)  # which Ctrl-C interrupts on Windows, too
+        finally:
+            page.stop()
+    except KeyboardInterrupt:
+        return 0
     except (OSError, ValueError) as error:
         print(f"python -m app: {error}", file=sys.stderr)
         return 2
-    if problem := store.problem():
-        print(f"python -m app: {problem}", file=sys.stderr)
-    if not _is_loopback(options.host):
+
+
+def serve(options: argparse.Namespace) -> tuple["Page", str]:
+    """Start the page, and say what a person should know of it; OSError or ValueError where it cannot be."""
+    settings = read_settings()
+    user, password = options.user or settings.user, options.password or settings.password
+    if bool(user) != bool(password):
+        raise ValueError("a user needs a password, and a password a user")
+    torch.set_num_threads(1)  # one picture is too small a task to share, and many come at once
+    from mnist_predict import MNISTPredictor  # slow to import
+
+    store, predictor = Store(settings.database), MNISTPredictor(settings.model_path)
+    from app.page import Page  # slow as well
+
+    if not is_loopback(options.host):
         print(f"python -m app: {options.host} lets other machines in, which may see, label and delete drawings"
               + ("" if user else ": set APP_USER and APP_PASSWORD"), file=sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how services are ended
-    print(f"Draw at {address} (Ctrl-C ends it)", flush=True)
-    try:
-        while True:
-            time.sleep(60)  # which Ctrl-C interrupts on Windows, too
-    except KeyboardInterrupt:
-        page.stop()
-    return 0
+    page = Page(predictor, store)
+    address = page.start(options.host, options.port, user, password)
+    if problem := store.problem():
+        print(f"python -m app: {problem}", file=sys.stderr)
+    return page, address
 
 
 def _port(text: str) -> int:
@@ -64,12 +74,6 @@ def _port(text: str) -> int:
         raise argparse.ArgumentTypeError(f"a port is a number from 1 to 65535, not {text!r}")
     return int(text)
 
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

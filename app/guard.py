@@ -1,11 +1,14 @@
 """What Gradio does not refuse by itself: messages of any size, those of other sites, and what names nothing here."""
 
 import logging
+from urllib.parse import urlsplit
 
 from gradio.route_utils import API_PREFIX, FnIndexInferError
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.settings import is_loopback
 
 LOG = logging.getLogger(__name__)
 UPLOAD = f"{API_PREFIX}/upload"
@@ -18,13 +21,15 @@ class TooLarge(Exception):
 class Guard:
     """ASGI middleware: 413 for bodies of more than `most` bytes, or `upload` for files; 403 for what others may not do.
 
-    Browsers say where a request comes from in Sec-Fetch-Site, which no page can change; without
-    that check any page that is open in the same browser could label or delete drawings. Addresses
-    are refused because Gradio would fetch for everybody what they name.
+    Any page that is open in the same browser could else label or delete drawings. Browsers say
+    where a request comes from, which no page can change: in Sec-Fetch-Site to servers that they
+    hold for safe, in Origin to all. A server that is `local` answers to this machine's names alone,
+    or another site could take its address for its own (DNS rebinding). Addresses in a path are
+    refused because Gradio would fetch for everybody what they name.
     """
 
-    def __init__(self, app: ASGIApp, most: int, upload: int) -> None:
-        self.app, self.most, self.upload = app, most, upload
+    def __init__(self, app: ASGIApp, most: int, upload: int, local: bool) -> None:
+        self.app, self.most, self.upload, self.local = app, most, upload, local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +59,9 @@ class Guard:
 
         if "://" in scope["path"] or scope["path"].startswith(f"{API_PREFIX}/proxy"):
             return await answer("this page fetches nothing from elsewhere", 403)
-        if not reads and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        if self.local and not is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
+            return await answer("this page goes by the names of this machine alone", 403)
+        if not reads and _is_foreign(headers):
             return await answer("this page answers to itself alone", 403)
         try:
             if int(headers.get("content-length", 0)) > most:
@@ -65,3 +72,10 @@ class Guard:
         except (FnIndexInferError, KeyError, TypeError) as error:  # Gradio looks up whatever a message names
             LOG.warning("%s %r: %r", scope["method"], scope["path"], error)
             await answer("the message names nothing on this page", 400)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    """Whether a browser has sent it for a page of another site."""
+    if "sec-fetch-site" in headers:
+        return headers["sec-fetch-site"] not in ("same-origin", "none")
+    return "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host")

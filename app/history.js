@@ -1,4 +1,4 @@
-// The list of drawings: a label is saved when it is chosen, a drawing is deleted at the second click.
+// The list of drawings: a label is saved when it is chosen, and shows once it is; a drawing goes at the second click.
 
 function settle() {        // rows are used again for other drawings, with what was chosen in them
   for (const select of element.querySelectorAll("select")) select.value = select.dataset.value;
@@ -20,7 +20,9 @@ function calm(button) {
 
 element.addEventListener("change", (event) => {
   if (!event.target.matches("select")) return;
-  trigger("input", { id: Number(event.target.closest("tr").dataset.id), label: event.target.value });
+  const label = event.target.value;
+  event.target.value = event.target.dataset.value;  // the new one shows once the server has it
+  trigger("input", { id: Number(event.target.closest("tr").dataset.id), label });
 });
 
 element.addEventListener("click", (event) => {

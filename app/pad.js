@@ -28,7 +28,11 @@ function newKey() {        // crypto.randomUUID is missing on pages without http
 
 async function call(name, message) {   // where the server fails, Gradio's promise holds nothing
   const reply = await server[name](message).catch(() => null);
-  return reply ?? { problem: "The server does not answer: is it still running?" };
+  if (reply) return reply;
+  const status = await fetch("config").then((response) => response.status, () => 0);
+  return { problem: status === 401 ? "The page wants its password again: log in in another tab, and this one goes on"
+    : status === 200 ? "The server could not answer: reload the page if that goes on"
+    : "The server does not answer: is it still running?" };
 }
 
 // drawing
@@ -40,8 +44,8 @@ function paint(target, width) {
   for (const stroke of strokes) {
     target.beginPath();
     target.moveTo(stroke[0][0] * width, stroke[0][1] * width);
+    target.lineTo(stroke[0][0] * width + 0.01, stroke[0][1] * width);  // else a dot leaves no ink
     for (const [x, y] of stroke) target.lineTo(x * width, y * width);
-    if (stroke.length === 1) target.lineTo(stroke[0][0] * width + 0.01, stroke[0][1] * width);
     target.stroke();
   }
 }
@@ -51,7 +55,8 @@ function repaint() {
   if (canvas.width !== width) canvas.width = canvas.height = width;
   paint(context, width);
   find(".hint").hidden = strokes.length > 0;
-  find(".undo").disabled = find(".clear").disabled = strokes.length === 0;
+  find(".clear").disabled = strokes.length === 0;
+  find(".undo").disabled = strokes.length === 0 || label !== null;  // a label belongs to all of the strokes
 }
 
 function picture() {       // base64 of a PNG file: the ink, opaque on nothing
@@ -98,12 +103,13 @@ canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passi
 
 function changed() {
   version += 1;
+  find(".kept").textContent = "";
   repaint();
   ask();
 }
 
 function undo() {
-  if (!strokes.length || pointer !== null) return;
+  if (find(".undo").disabled || pointer !== null) return;
   if (strokes.length === 1) return clear();
   strokes.pop();
   clearTimeout(pauseTimer);
@@ -111,13 +117,14 @@ function undo() {
   changed();
 }
 
-function clear() {
+function clear() {         // what nobody has waited for is not kept
   if (pointer !== null) return;
-  if (pauseTimer !== null) keep();
+  clearTimeout(pauseTimer);
+  pauseTimer = null;
   fresh();
 }
 
-function fresh() {         // an empty paper; what was on it has been kept, or waits for that
+function fresh() {         // an empty paper; what was on it stays kept, or waits for that
   strokes = [];
   key = newKey();
   version += 1;
@@ -161,7 +168,7 @@ function show(answer) {
   find(".seen").hidden = !answer?.seen;
   if (answer?.seen) find(".seen").src = answer.seen;
   element.querySelectorAll(".bars li").forEach((row, index) => {
-    const share = answer?.probabilities?.[index] ?? 0;
+    const share = digit === null ? 0 : answer.probabilities[index];
     row.querySelector(".bar").style.width = `${100 * share}%`;
     row.querySelector(".share").textContent = digit === null ? "" : percent(share);
   });
@@ -169,7 +176,7 @@ function show(answer) {
   for (const button of labels.querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(label !== null && Number(button.value) === label));
   }
-  canvas.dataset.answered = String(digit ?? "");   // what the tests and a screen reader's user can ask for
+  canvas.dataset.answered = String(digit ?? "");   // for who watches from outside: tests and the benchmark
 }
 
 // keeping
@@ -179,6 +186,7 @@ function keep() {
   pauseTimer = null;
   if (!strokes.length) return;
   waiting.set(key, { drawing: key, picture: picture(), label });
+  find(".kept").textContent = "Keeping…";
   send();
 }
 
@@ -200,13 +208,16 @@ async function send() {    // one at a time, oldest first; confirmed ones leave 
     if (first === key) {
       find(".kept").textContent = !reply.id ? (reply.reason ? `Not kept: ${reply.reason}.` : "")
         : item.label === null ? `Kept as no. ${reply.id}.`
-        : `Kept as no. ${reply.id}, a ${item.label}: ${reply.digit === item.label ? "right" : "read as " + reply.digit}. `
+        : `Kept as no. ${reply.id}, labelled ${item.label}: ${reply.digit === item.label ? "right" : "read as " + reply.digit}. `
           + "Draw the next one.";
     }
   }
   sending = false;
   tell(problem);
-  if (lost && !problem && strokes.length) changed();   // the server is back
+  if (lost && !problem && strokes.length) {            // the server is back
+    version += 1;
+    ask();
+  }
   clearTimeout(again);
   if (waiting.size) again = setTimeout(send, AGAIN);
 }
@@ -223,6 +234,7 @@ function tell(problem) {
 function name(digit) {
   if (!strokes.length || labels.disabled) return;
   label = digit;
+  repaint();
   for (const button of labels.querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(Number(button.value) === digit));
   }

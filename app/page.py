@@ -38,6 +38,7 @@ from starlette.middleware import Middleware
 
 from app import views
 from app.guard import Guard
+from app.settings import is_loopback
 from app.store import Store, StoreError
 from app.table import Filter
 from mnist_picture import FEWEST, PictureError, read_picture, to_mnist
@@ -50,6 +51,8 @@ DRAWING_SIDE = 400  # pixels; pad.js sends 280, and none may keep the server bus
 MARGIN = 20  # pixels of paper around what is read of a drawing
 UPLOAD_BYTES = 20_000_000
 MESSAGE_BYTES = 1_000_000  # of every other request
+QUEUE = 50  # requests that may wait for each other; drawing asks without waiting
+SESSIONS = 200  # of which Gradio remembers something, 70 kB each
 ROWS = 20  # drawings on one page of the history
 LATEST = 12  # drawings in the statistics
 TEST_SHARE = 5  # each so many-th drawing is exported to test on
@@ -62,10 +65,8 @@ ANY = "any"
 class Page:
     """The page, its functions, and the server behind it."""
 
-    def __init__(self, predictor: MNISTPredictor, store: Store, model_path: str | os.PathLike) -> None:
-        """`model_path` is the file that the predictor has loaded: its digest is kept with each drawing."""
+    def __init__(self, predictor: MNISTPredictor, store: Store) -> None:
         self.predictor, self.store = predictor, store
-        self.digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
         self.blocks = self._build()
 
     def start(self, host: str = "127.0.0.1", port: int | None = None, user: str | None = None,
@@ -80,8 +81,9 @@ class Page:
             server_name=f"[{host}]" if ":" in host else host, server_port=port or None, inline=inline,
             auth=(user, password) if user and password else None, share=False, quiet=True, prevent_thread_lock=True,
             max_file_size=UPLOAD_BYTES, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
-            run_history=False, footer_links=["api"], blocked_paths=[str(HERE.parent)], theme=THEME, height=900,
-            app_kwargs={"middleware": [Middleware(Guard, most=MESSAGE_BYTES, upload=UPLOAD_BYTES + MESSAGE_BYTES)]})
+            run_history=False, state_session_capacity=SESSIONS, footer_links=["api"], theme=THEME, height=900,
+            blocked_paths=[str(HERE.parent)], app_kwargs={"middleware": [Middleware(
+                Guard, most=MESSAGE_BYTES, upload=UPLOAD_BYTES + MESSAGE_BYTES, local=is_loopback(host))]})
         return address
 
     def stop(self) -> None:
@@ -94,7 +96,7 @@ class Page:
     def recognise(self, message: dict) -> dict:
         """The answer to a drawing, which is not kept."""
         try:
-            answer = self.predictor.predict(_inked(_drawing(message)))
+            answer = self.predictor.predict(_inked(_drawing(message)), "dark")
         except PictureError as error:
             return {"problem": str(error)}
         return {"digit": answer.digit, "confidence": answer.confidence, "probabilities": answer.probabilities.tolist(),
@@ -107,30 +109,29 @@ class Page:
             drawing, label = _key(message.get("drawing")), message.get("label")
             if label is not None and not (type(label) is int and label in range(10)):  # True is no label
                 raise ValueError("the label is no digit")
-            answer = self.predictor.predict(_inked(picture))
+            answer = self.predictor.predict(_inked(picture), "dark")
         except ValueError as error:
             return {"id": None, "reason": str(error)}
         if answer.digit is None:
             return {"id": None, "reason": answer.reason}
         try:
             row = self._save(drawing, answer, _grey(picture))
-            if label is None:
-                return {"id": row, "digit": answer.digit}
-            self.store.label(row, label)
-            return {"id": row, "digit": answer.digit, "score": views.score(self.store.statistics())}
+            if label is not None:
+                self.store.label(row, label)
         except StoreError as error:
             return {"problem": str(error)}
+        return {"id": row, "digit": answer.digit, "score": "" if label is None else self.state()["score"]}
 
     def state(self, message: None = None) -> dict:
         """The score so far, or why nothing is being kept."""
         try:
-            return {"problem": None, "score": views.score(self.store.statistics())}
+            return {"problem": None, "score": views.score(*self.store.score())}
         except StoreError as error:
             return {"problem": str(error), "score": ""}
 
     def _save(self, drawing: uuid.UUID, answer: Prediction, picture: Image.Image) -> int:
         return self.store.save(drawing, answer.digit, answer.confidence, answer.probabilities.tolist(),
-                               views.png(picture), self.digest)
+                               views.png(picture), self.predictor.digest)
 
     # reading a picture
 
@@ -148,20 +149,21 @@ class Page:
         notes = list(digits[0].notes) if digits else ["it is blank: there is no ink to be seen"]
         found = [{"digit": one.digit, "confidence": round(one.confidence, 4), "trusted": one.trusted,
                   "reason": one.reason, "box": one.box} for one in digits]
-        if keep and (problem := self._keep_all(digits)):
-            notes.append(problem)
+        if keep and digits:
+            notes.append(self._keep_all(digits, hashlib.sha256(Path(file).read_bytes()).hexdigest()))
         boxed = views.boxed(picture.grey, picture.scale, digits)
         return {"digits": found, "notes": notes}, boxed, views.cards(digits, notes)
 
-    def _keep_all(self, digits: list[Prediction]) -> str:
-        """Keep each digit as the network saw it; why that failed, if it did."""
+    def _keep_all(self, digits: list[Prediction], file: str) -> str:
+        """Keep each digit as the network saw it, once for each file; how many, and why not all."""
+        digits, kept = [one for one in digits if one.digit is not None], 0
         try:
             for one in digits:
-                if one.digit is not None:
-                    self._save(uuid.uuid4(), one, Image.fromarray(one.picture))
+                self._save(uuid.uuid5(uuid.NAMESPACE_OID, f"{file} {one.box}"), one, Image.fromarray(one.picture))
+                kept += 1
         except StoreError as error:
-            return f"not kept: {error}"
-        return ""
+            return f"{kept} of {len(digits)} kept: {error}"
+        return f"{kept} kept, to be labelled in the history"
 
     # statistics
 
@@ -194,8 +196,12 @@ class Page:
             most: float) -> dict:
         """A CSV file of the wanted drawings."""
         path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]), "drawings.csv")
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            self.store.export_csv(file, _filter(predicted, label, verdict, since, until, most))
+        try:
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                self.store.export_csv(file, _filter(predicted, label, verdict, since, until, most))
+        except StoreError:
+            shutil.rmtree(path.parent)
+            raise
         return gr.update(value=str(path), visible=True)
 
     def idx(self) -> dict:
@@ -234,7 +240,7 @@ class Page:
                 self._build_statistics(statistics)
             with gr.Tab("History") as history:
                 self._build_history(history)
-        return blocks
+        return blocks.queue(max_size=QUEUE)
 
     def _build_upload(self) -> None:
         gr.Markdown("A photo, a scan or a drawing, with one digit or several. The page should fill the picture.")

@@ -6,6 +6,7 @@
 The environment wins over the file, and an empty value counts as none.
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,14 @@ def read_settings() -> Settings:
     folder = Path(values.get("MNIST_OUTPUT", "."))
     model_path = Path(values.get("MODEL_PATH", folder / "MNIST-MODEL.pth"))
     return Settings(_database(values, folder), model_path, user, password)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address leads to this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _database(values: Mapping[str, str], folder: Path) -> URL:

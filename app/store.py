@@ -46,6 +46,7 @@ QUIET = 1  # after a failed contact, how long no other is tried
 
 AWAY = "the database cannot be reached: drawings are not being kept"
 BUSY = "the database is busy: try again in a moment"
+FOREIGN = "the table predictions holds a value that no drawing has: repair that row, or name another database"
 CROWDED = "the database server has no connection left: raise its limit, or close other programs"
 UNKNOWN = "the database {name} reports the error {code}: drawings are not being kept"
 FAULTS = {  # by the name of SQLite's error, or the SQLSTATE of PostgreSQL's
@@ -147,10 +148,12 @@ class Store:
                   "confidence": checked_share("confidence", confidence), "image_data": image_png,
                   "probabilities": [checked_share("a probability", value) for value in probabilities],
                   "model_digest": model_digest}
+        update = sa.update(Prediction).where(Prediction.drawing == drawing).values(**values)
         insert = INSERT[self._engine.dialect.name](Prediction).values(drawing=drawing, **values)
         upsert = insert.on_conflict_do_update(index_elements=[Prediction.drawing], set_=values)
-        with self._session(writes=True) as session:
-            return session.execute(upsert.returning(Prediction.id)).scalar_one()
+        with self._session(writes=True) as session:  # an upsert alone takes a new number even where it updates
+            known = session.execute(update.returning(Prediction.id)).scalar_one_or_none()
+            return known or session.execute(upsert.returning(Prediction.id)).scalar_one()
 
     def label(self, id: int, true_label: int | None) -> None:
         """Say which digit a drawing shows, or take that back with None.
@@ -178,6 +181,13 @@ class Store:
         with self._session() as session:
             return session.execute(sa.select(sa.func.count(Prediction.id)).where(*wanted.conditions())).scalar_one()
 
+    def score(self) -> tuple[int, int, int]:
+        """How many drawings there are, how many of these have a label, and how many of those were read right."""
+        counts = sa.func.count(Prediction.id), sa.func.count(Prediction.true_label), sa.func.count(
+            sa.case((Prediction.true_label == Prediction.predicted_digit, 1)))
+        with self._session() as session:
+            return tuple(session.execute(sa.select(*counts)).one())
+
     def statistics(self) -> Statistics:
         """Count all drawings, in the database itself."""
         steps = (sa.case((Prediction.confidence >= edge / 10, 1), else_=0) for edge in range(1, 10))
@@ -195,8 +205,8 @@ class Store:
                     confusion[label, digit] += count
             return Statistics(confusion, histogram, dict(session.execute(days).all()))
 
-    def export_csv(self, file: TextIO, wanted: Filter = EVERYTHING) -> int:
-        """Write the wanted drawings as CSV, without their images, in the order of their numbers; returns how many.
+    def export_csv(self, file: TextIO, wanted: Filter = EVERYTHING) -> None:
+        """Write the wanted drawings as CSV, without their images, in the order of their numbers.
 
         `file` must have been opened with newline="". Times are ISO 8601 in UTC, a missing label is
         empty. The table is read in parts, which need little memory: what is saved meanwhile may be
@@ -204,12 +214,10 @@ class Store:
         """
         columns = [Prediction.id, Prediction.timestamp, Prediction.predicted_digit, Prediction.confidence,
                    Prediction.true_label, Prediction.probabilities]
-        writer, count = csv.writer(file), 0
+        writer = csv.writer(file)
         writer.writerow([*(column.key for column in columns[:-1]), *(f"probability_{digit}" for digit in range(10))])
         for id, timestamp, *answer, probabilities in self._rows(columns, wanted.conditions()):
             writer.writerow([id, timestamp.isoformat(), *answer, *probabilities])
-            count += 1
-        return count
 
     def labelled(self) -> Iterator[tuple[int, bytes, int]]:
         """Each labelled drawing's number, PNG file and true label, in the order of their numbers, read in parts."""
@@ -242,6 +250,8 @@ class Store:
             except DBAPIError as error:
                 self.close()  # somebody may have changed the table: new connections look at it anew
                 raise StoreError(self._sentence(error)) from error
+            except (ValueError, TypeError) as error:  # of SQLAlchemy, for what another program has written
+                raise StoreError(FOREIGN) from error
 
     @contextlib.contextmanager
     def _turn(self, writes: bool) -> Iterator[None]:

@@ -60,6 +60,7 @@ class Prediction(Base):
         sa.Index("predictions_by_time", "timestamp", "id"),
         sa.Index("predictions_by_digit", "predicted_digit", "timestamp"),
         sa.Index("predictions_by_label", "true_label", "timestamp"),
+        sa.Index("predictions_counted", "true_label", "predicted_digit", "confidence"),  # without reading the images
         sa.Index("predictions_by_confidence", "confidence"),
         {"sqlite_autoincrement": True},  # else the number of a deleted drawing could become another's
     )
@@ -76,7 +77,6 @@ BOUNDS = {
     "label": (operator.eq, Prediction.true_label),
     "since": (operator.ge, Prediction.timestamp),
     "until": (operator.lt, Prediction.timestamp),
-    "least": (operator.ge, Prediction.confidence),
     "most": (operator.le, Prediction.confidence),
 }
 
@@ -99,8 +99,8 @@ def checked_share(name: str, value: float) -> float:
 class Filter:
     """Which drawings are wanted: those for which everything holds that is set.
 
-    `since` is the first moment and `until` the one after the last, both with a time zone; `least`
-    and `most` are the lowest and the highest confidence. Raises ValueError for what cannot be.
+    `since` is the first moment and `until` the one after the last, both with a time zone; `most` is
+    the highest confidence. Raises ValueError for what cannot be.
     """
 
     predicted: int | None = None
@@ -108,11 +108,10 @@ class Filter:
     verdict: Literal["all", "right", "wrong", "unlabelled"] = "all"
     since: datetime | None = None
     until: datetime | None = None
-    least: float | None = None
     most: float | None = None
 
     def __post_init__(self) -> None:
-        for check, *names in ((checked_digit, "predicted", "label"), (checked_share, "least", "most")):
+        for check, *names in ((checked_digit, "predicted", "label"), (checked_share, "most")):
             for name in names:
                 if getattr(self, name) is not None:
                     check(name, getattr(self, name))

@@ -28,11 +28,11 @@ def data_url(picture: np.ndarray | bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def score(numbers: Statistics) -> str:
-    if not numbers.labelled:
-        return f"{numbers.total:,} drawings so far, none labelled." if numbers.total else ""
-    return (f"So far {numbers.right:,} of {numbers.labelled:,} labelled drawings were read right "
-            f"({_percent(numbers.accuracy)}).")
+def score(total: int, labelled: int, right: int) -> str:
+    """How many drawings there are, and how many of the labelled ones were read right, in words."""
+    if not labelled:
+        return f"{total:,} drawings so far, none labelled." if total else ""
+    return f"So far {right:,} of {labelled:,} labelled drawings were read right ({_percent(right / labelled)})."
 
 
 def boxed(grey: np.ndarray, scale: float, digits: list[Prediction]) -> Image.Image:
@@ -133,4 +133,4 @@ def _confusion(numbers: Statistics) -> str:
 
 def _gallery(rows: list[Row]) -> str:
     return _row([_card(row.image_data, f"read as {row.predicted_digit} ({_percent(row.confidence, 0)})",
-                       "no label yet" if row.true_label is None else f"it was a {row.true_label}") for row in rows])
+                       "no label yet" if row.true_label is None else f"labelled {row.true_label}") for row in rows])

@@ -32,7 +32,7 @@ import torch
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.__main__ import _is_loopback
+from app.settings import is_loopback
 from benchmark_page import Person, pictures, walked
 from handwriting import traced
 from mnist_predict import MNISTPredictor
@@ -155,7 +155,7 @@ def test_drawings_are_read_kept_and_labelled(site, person):
         assert answer["confidence"] == max(answer["probabilities"]) and len(answer["probabilities"]) == 10
         message, label = {"picture": picture, "drawing": uuid.uuid4().hex}, (digit + digit // 5) % 10
         kept = person.call("keep", {**message, "label": None})
-        assert kept == {"id": kept["id"], "digit": digit}
+        assert kept == {"id": kept["id"], "digit": digit, "score": ""}
         assert person.call("keep", {**message, "label": label})["id"] == kept["id"]
         (image, *row), = execute(site, "SELECT image_data, predicted_digit, true_label, probabilities FROM predictions "
                                        "WHERE drawing = ?", message["drawing"])
@@ -288,23 +288,39 @@ def test_large_messages(site, path):
 def test_lengths_that_are_wrong(site, person, length):
     body = json.dumps({"data": None, "fn_name": "state", "component_id": person.pad, "session_hash": "x"})
     with socket.create_connection(("127.0.0.1", urlsplit(site.address).port), timeout=10) as connection:
-        connection.sendall(f"POST {API}/component_server HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
-                           .encode())
+        head = f"POST {API}/component_server HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+        connection.sendall((head + body).encode())
         connection.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer[:10] in (b"", b"HTTP/1.1 4") and b"Traceback" not in answer
     assert person.call("state", None)["problem"] is None
 
 
-@pytest.mark.parametrize("where, status", [
-    ("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)])
-def test_other_sites_can_change_nothing(site, person, where, status):
+@pytest.mark.parametrize("headers, status", [
+    ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403),
+    ({"Sec-Fetch-Site": "same-origin"}, 200), ({"Sec-Fetch-Site": "none"}, 200),
+    ({"Origin": "http://example.com"}, 403), ({"Origin": "null"}, 403),
+    ({"Origin": "http://localhost:8", "Host": "localhost:8"}, 200),
+    ({"Origin": "http://example.com", "Host": "example.com", "Sec-Fetch-Site": "same-origin"}, 403)])
+def test_other_sites_can_change_nothing(site, person, headers, status):
     message = {"data": {"picture": DRAWINGS[7], "drawing": uuid.uuid4().hex}, "fn_name": "keep",
                "component_id": person.pad, "session_hash": "x"}
-    response = post(site, f"{API}/component_server", json=message, headers={"Sec-Fetch-Site": where})
+    response = post(site, f"{API}/component_server", json=message, headers=headers)
     assert response.status_code == status
     assert (message["data"]["drawing"] in stored(site)) == (status == 200)
-    assert httpx.get(site.address, headers={"Sec-Fetch-Site": where}).status_code == 200  # links lead here
+    if "Host" not in headers:
+        assert httpx.get(site.address, headers=headers).status_code == 200  # links lead here
+
+
+def test_a_full_queue_is_refused_in_a_sentence(site):
+    path = upload(site, "number.jpg", SAMPLE.read_bytes())
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, False]
+    sent = [post(site, f"{API}/call/read", json={"data": data}) for _ in range(150)]
+    refused = [response for response in sent if response.status_code != 200]
+    assert refused and all("queue" in response.text.lower() and is_plain(response.text) for response in refused)
+    ended = [get(site, f"{API}/call/read/{response.json()['event_id']}")[1] for response in sent
+             if response.status_code == 200]
+    assert len(ended) >= 50 and all(b"complete" in text for text in ended)
 
 
 def test_the_queue_survives_values_of_other_kinds(running):
@@ -523,7 +539,7 @@ def test_an_end_is_quiet_and_leaves_nothing_behind(guarded):
     ("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("::1", True), ("[::1]", True), ("0.0.0.0", False),
     ("::", False), ("192.168.1.7", False), ("example.com", False), ("localhost.example.com", False), ("", False)])
 def test_addresses_that_let_others_in_are_told(host, alone):
-    assert _is_loopback(host) is alone
+    assert is_loopback(host) is alone
 
 
 MAIN = """
@@ -552,7 +568,8 @@ def test_what_cannot_be_served_is_said_in_a_sentence(running, output, tmp_path):
         ([], {"MODEL_PATH": str(tmp_path / "other.pth")}, f"{tmp_path / 'other.pth'} is not one of this project's "
                                                           "weights files: those hold architecture, mean, std, weights"),
         (["--port", port], {"MODEL_PATH": right}, f"cannot listen on 127.0.0.1, port {port}: "),
-        (["--host", "192.0.2.1"], {}, "cannot listen on 192.0.2.1: "),  # an address that nobody has
+        (["--host", "192.0.2.1"], {}, "192.0.2.1 lets other machines in, which may see, label and delete drawings: "
+                                      "set APP_USER and APP_PASSWORD"),  # an address that nobody has
         *((["--port", number], {}, f"error: argument --port: a port is a number from 1 to 65535, not '{number}'")
           for number in ("0", "65536", "-1", "x", "80.5"))]
     site = site_in(tmp_path, output)
@@ -562,7 +579,7 @@ def test_what_cannot_be_served_is_said_in_a_sentence(running, output, tmp_path):
     *blocks, rest = re.split(r"^(?:2\n)", done.stderr, flags=re.MULTILINE)
     assert rest == "" and len(blocks) == len(cases)
     for (_, _, sentence), block in zip(cases, blocks):
-        *usage, last = block.splitlines()
+        *usage, last = [line for line in block.splitlines() if "cannot listen on 192.0.2.1: " not in line]
         assert last.startswith(f"python -m app: {sentence}"), block
         assert not usage or usage[0].startswith("usage: ")
 

@@ -27,7 +27,8 @@ def lab(tmp_path, output) -> str:
     shutil.copytree(ROOT / "figures", tmp_path / "figures")
     shutil.copy(output / "MNIST-MODEL.pth", tmp_path)
     shutil.copy(ROOT / "playground.ipynb", tmp_path)
-    environment = {name: value for name, value in os.environ.items() if name != "MNIST_OUTPUT"}
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(("MNIST_OUTPUT", "DATABASE_URL", "POSTGRES_", "MODEL_PATH", "APP_"))}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1",
                "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     lab = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)

@@ -114,7 +114,7 @@ def test_a_hundred_digits_are_drawn_recognised_labelled_and_counted(page):
         else:
             page.get_by_role("button", name=f"It was a {label}").click()
         verdict = "right" if read == label else f"read as {read}"
-        expect(page.locator(".kept")).to_have_text(re.compile(rf"^Kept as no. \d+, a {label}: {verdict}\. Draw the"))
+        expect(page.locator(".kept")).to_have_text(re.compile(rf"^Kept as no. \d+, labelled {label}: {verdict}\. Draw"))
     right, labelled = confusion.trace(), confusion.sum()
     assert right >= 95
     share = f"{100 * right / labelled:.1f} %"
@@ -145,10 +145,36 @@ def test_an_unlabelled_drawing_is_kept_after_a_pause_and_can_be_labelled_then(pa
     expect(page.locator(".kept")).to_have_text("Kept as no. 1.")
     expect(page.locator(".words")).to_contain_text(re.compile(r"^4, \d+(\.\d)? % sure"))
     name(page, 9)
-    expect(page.locator(".kept")).to_have_text("Kept as no. 1, a 9: read as 4. Draw the next one.")
+    expect(page.locator(".kept")).to_have_text("Kept as no. 1, labelled 9: read as 4. Draw the next one.")
     assert draw(page, digit(2)) == 2
     expect(page.locator(".kept")).to_contain_text("Kept as no.")
+    expect(page.locator(".kept")).to_have_text("Kept as no. 2.")
     expect(page.locator(".score")).to_have_text("So far 0 of 1 labelled drawings were read right (0.0 %).")
+
+
+def test_what_is_cleared_at_once_is_not_kept_and_a_label_belongs_to_all_strokes(page):
+    draw(page, ONE)
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1500)
+    draw(page, ONE)
+    draw(page, DASH)
+    name(page, 4)
+    expect(page.locator(".kept")).to_contain_text("Kept as no. 1, labelled 4")
+    expect(page.get_by_role("button", name="Undo")).to_be_disabled()
+    before = ink(page)
+    page.keyboard.press("Backspace")
+    assert ink(page) == before
+    show(page, "History")
+    expect(page.locator("#count")).to_have_text("1 drawing; page 1 of 1")
+
+
+def test_a_dot_leaves_ink(page):
+    blank, place = ink(page), on_paper(page, ONE)[0][0]
+    page.mouse.move(*place)
+    page.mouse.down()
+    page.mouse.move(*place)
+    page.mouse.up()
+    assert ink(page) != blank
 
 
 @pytest.mark.parametrize("undo, clear", [("button", "button"), ("Control+z", "Escape"), ("Backspace", "Escape")])
@@ -313,7 +339,7 @@ def test_a_finger_draws_on_the_paper_and_scrolls_beside_it(phone):
     assert answer(phone) == 7
     assert phone.evaluate("scrollY") == 0
     phone.get_by_role("button", name="It was a 7").tap()
-    expect(phone.locator(".kept")).to_contain_text("Kept as no. 1, a 7: right.")
+    expect(phone.locator(".kept")).to_contain_text("Kept as no. 1, labelled 7: right.")
 
     phone.evaluate("scrollTo(0, 0)")
     words = phone.locator(".words").bounding_box()
@@ -392,6 +418,22 @@ def test_a_drawing_waits_for_a_locked_database_and_is_kept_by_itself(page, site)
         other.close()
     expect(page.locator(".kept")).to_have_text("Kept as no. 1.")
     expect(page.locator(".notice")).to_be_hidden()
+
+
+def test_a_label_that_is_not_saved_does_not_stay_in_the_history(page, site):
+    keep(page, (3, 3))
+    other = sqlite3.connect(site.database, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        row(page, 1).get_by_role("combobox").select_option("7")
+        expect(page.get_by_text("is locked by another program").first).to_be_visible()
+        expect(row(page, 1).get_by_role("combobox")).to_have_value("3")
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+    row(page, 1).get_by_role("combobox").select_option("8")
+    expect(row(page, 1)).to_contain_text("wrong")
+    expect(row(page, 1).get_by_role("combobox")).to_have_value("8")
 
 
 def test_a_drawing_outlives_the_server_which_ctrl_c_ends_cleanly(page, site):

@@ -140,7 +140,7 @@ def answer(page: Page) -> int | None:
 def name(page: Page, digit: int) -> None:
     """Say with a click what the drawing was, and wait until that is kept."""
     page.get_by_role("button", name=f"It was a {digit}").click()
-    expect(page.locator(".kept")).to_contain_text(f", a {digit}: ")
+    expect(page.locator(".kept")).to_contain_text(f", labelled {digit}: ")
 
 
 def show(page: Page, tab: str) -> None:
