@@ -1,5 +1,7 @@
 # make         run both notebooks, top to bottom         make lab    open them in JupyterLab
 # make test    prove both notebooks and everything else  make app    serve the page to draw on
+# make study   train what the study of accuracy lacks, and measure all of it (some hours without its
+#              weights, ten minutes with them; --processes as the machine has cores)
 # make bench   measure how fast 99 % is reached, how fast the exports predict and the page answers,
 #              how well handwriting is read (twenty minutes; leave the machine alone meanwhile)
 # Another Python than python3: make PYTHON=python3.12
@@ -14,7 +16,7 @@ endif
 READY := .venv/ready
 export PYTHONPATH := .
 
-.PHONY: run test bench lab app
+.PHONY: run test bench study lab app
 
 run: $(READY)
 	$(BIN)/python tests/run_notebooks.py workspace.ipynb playground.ipynb
@@ -27,6 +29,9 @@ bench: $(READY)
 	$(BIN)/python tests/benchmark_inference.py
 	$(BIN)/python tests/benchmark_page.py
 	$(BIN)/python tests/benchmark_handwriting.py
+
+study: $(READY)
+	$(BIN)/python mnist_study.py
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab workspace.ipynb

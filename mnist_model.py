@@ -21,6 +21,7 @@ from xml.sax.saxutils import escape
 import matplotlib
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torchviz import make_dot
 
 WEIGHTS_KEYS = {"architecture", "weights", "mean", "std"}
@@ -129,6 +130,31 @@ class SixConv(nn.Sequential):
 
 NETWORKS: dict[str, type[nn.Module]] = {network.__name__: network for network in (
     MNIST_CNN, MNIST_CNN_Dropout, ThreeConv, MNISTNet, SixConv)}
+
+
+def with_batch_norm(model: nn.Sequential) -> nn.Sequential:
+    """The same layers, with batch norm (Ioffe & Szegedy 2015) behind each that has weights, but for the last one."""
+    layers: list[nn.Module] = []
+    for layer in model:
+        layers.append(layer)
+        if isinstance(layer, nn.Conv2d):
+            layers.append(nn.BatchNorm2d(layer.out_channels))
+        elif isinstance(layer, nn.Linear):
+            layers.append(nn.BatchNorm1d(layer.out_features))
+    return nn.Sequential(*layers[:-1])
+
+
+def fold_batch_norm(normed: nn.Sequential, model: nn.Sequential) -> None:
+    """Give `model` the weights with which it computes what `with_batch_norm(model)`, in evaluation mode, computes."""
+    layers = iter(normed.eval())
+    with torch.no_grad():
+        for own in model:
+            layer = next(layers)
+            if isinstance(layer, nn.Conv2d):
+                layer = fuse_conv_bn_eval(layer, next(layers))
+            elif isinstance(layer, nn.Linear) and own is not model[-1]:
+                layer = fuse_linear_bn_eval(layer, next(layers))
+            own.load_state_dict(layer.state_dict())
 
 
 class WeightsError(ValueError):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mnist_model import WeightsError, load_weights
 from mnist_picture import AnyPicture, Box, PictureError, Prepared, crop, fit, frame, prepare
-from mnist_train import Split, warp, warp_amounts
+from mnist_train import Split, predict, warp, warp_amounts
 from mnist_utils import normalize
 
 SIGNS = "ACEFGHJKLMNPRTUVWXYacdefhkmnrtuvwxy+*#%&?=@"  # others resemble a digit
@@ -81,6 +81,16 @@ def _features_and_scores(model: nn.Sequential, images: np.ndarray | Tensor, mean
         features.append(entering.cpu())
         scores.append(values.cpu())
     return torch.cat(features), torch.cat(scores)
+
+
+def scores_and_doubts(model: nn.Sequential, images: np.ndarray | Tensor,
+                      facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The scores (N, 10) of images (N, 28, 28), and the doubts (N,) that they are digits at all, on the CPU.
+
+    `facts` are those of the weights file, with what `calibrate` has found.
+    """
+    features, scores = _features_and_scores(model, images, facts["mean"], facts["std"])
+    return scores, _evidence(features, scores) @ facts["doubt"]["weights"]
 
 
 def _evidence(features: Tensor, scores: Tensor) -> Tensor:
@@ -217,10 +227,13 @@ class MNISTPredictor:
             return []
         blank = np.zeros((28, 28), np.uint8)
         pictures = np.stack([blank if one.picture is None else one.picture for one in prepared])
-        features, scores = _features_and_scores(self.model, pictures, self.facts["mean"], self.facts["std"])
+        if doubt := self.facts.get("doubt"):
+            scores, doubts = scores_and_doubts(self.model, pictures, self.facts)
+            strange = doubts > doubt["limit"]
+        else:
+            scores = predict(self.model, pictures, mean=self.facts["mean"], std=self.facts["std"])
+            strange = [False] * len(prepared)
         probabilities = (scores / self.facts.get("temperature", 1.0)).softmax(1).numpy()
-        doubt = self.facts.get("doubt")
-        strange = _evidence(features, scores) @ doubt["weights"] > doubt["limit"] if doubt else [False] * len(prepared)
         return [self._result(*one) for one in zip(prepared, pictures, probabilities, strange)]
 
     def _result(self, prepared: Prepared, picture: np.ndarray, probabilities: np.ndarray, strange: bool) -> Prediction:

@@ -156,6 +156,20 @@ def load_split(split: str, root: str | os.PathLike = "dataset") -> tuple[np.ndar
     return images, labels
 
 
+def load_classes(root: str | os.PathLike = "dataset") -> list[str]:
+    """What the ten labels are called: the lines of `classes.txt` beside the data, or the digits where there is none.
+
+    Raises IDXError where that file has not one name for each label.
+    """
+    path = Path(root, "classes.txt")
+    if not path.exists():
+        return [str(label) for label in range(CLASSES)]
+    names = [line.strip() for line in path.read_text("utf-8").strip().splitlines()]
+    if len(names) != CLASSES or not all(names):
+        raise IDXError(f"{path} must have a name in each of {CLASSES} lines, one for each label; it has {len(names)}")
+    return names
+
+
 def load_training(root: str | os.PathLike = "dataset", seed: int = 0) -> tuple[
         tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], float, float]:
     """Images and labels to train on, those to validate on, and the mean and deviation of all their pixels.
@@ -170,11 +184,12 @@ def load_training(root: str | os.PathLike = "dataset", seed: int = 0) -> tuple[
 
 
 def find_idx(root: str | os.PathLike, name: str) -> Path:
-    """The file of that name below root, or its gzipped form; FileNotFoundError where both are missing."""
+    """The file of that name below root, or in root itself, or gzipped; FileNotFoundError where all are missing."""
     path = Path(root, name).resolve()
-    for candidate in (path, path.with_name(f"{path.name}.gz")):
-        if candidate.exists():
-            return candidate
+    for folder in (path.parent, Path(root).resolve()):  # some publish all four files in one folder
+        for candidate in (folder / path.name, folder / f"{path.name}.gz"):
+            if candidate.exists():
+                return candidate
     raise FileNotFoundError(
         f"{path} is missing, and so is {path.name}.gz: for MNIST itself "
         f"`git checkout -- dataset` restores it, for other data see dataset/README.md")

@@ -55,7 +55,7 @@ from mnist_train import (
     read_checkpoint,
     train,
 )
-from mnist_utils import load_split, load_training
+from mnist_utils import load_classes, load_split, load_training
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -409,24 +409,27 @@ def test_model(options: argparse.Namespace) -> None:
     low, high = binomtest(right, len(labels)).proportion_ci(method="wilson")
     print(f"test accuracy {right / len(labels):.2%}: {len(labels) - right} of {len(labels):,} images wrong, "
           f"95 % interval {low:.2%} to {high:.2%}")
-    print(classification_report(labels, predicted, digits=4, zero_division=0))
+    classes = load_classes(options.data)
+    print(classification_report(labels, predicted, labels=range(len(classes)), target_names=classes, digits=4,
+                                zero_division=0))
     chosen = np.random.default_rng(options.seed).permutation(len(labels))[:min(options.test_samples, 500)]
     path = OUTPUT / "figures" / "test_predictions.png"
-    draw_predictions(images[chosen], labels[chosen], probabilities[chosen], path)
+    draw_predictions(images[chosen], labels[chosen], probabilities[chosen], classes, path)
     print(f"{len(chosen)} random predictions: {path}")
 
 
-def draw_predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
-    """Save a picture of images (N, 28, 28), each with its predicted digit, confidence and label."""
+def draw_predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: list[str],
+                     path: Path) -> None:
+    """Save a picture of images (N, 28, 28), each with its predicted class, confidence and label."""
     columns = min(10, len(images))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(1.1 * columns + 0.4, 1.6 * rows), layout="constrained")
     for ax in (axes := figure.subplots(rows, columns, squeeze=False)).flat:
         ax.axis("off")
     for ax, image, label, scores in zip(axes.flat, images, labels, probabilities):
-        digit = scores.argmax()
-        ax.set_title(f"{digit} ({scores[digit]:.0%})\nlabel {label}", fontsize=10,
-                     color="black" if digit == label else "#C85200")
+        answer = scores.argmax()
+        ax.set_title(f"{classes[answer]} ({scores[answer]:.0%})\nlabel {classes[label]}", fontsize=10,
+                     color="black" if answer == label else "#C85200")
         ax.imshow(image, cmap="gray_r", vmin=0, vmax=255)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)

@@ -15,7 +15,18 @@ from torch import nn
 from torchinfo import summary
 
 import mnist_model
-from mnist_model import MNIST_CNN, WeightsError, draw_graph, graph_source, load_weights, save_weights, write_atomically
+from mnist_model import (
+    MNIST_CNN,
+    NETWORKS,
+    WeightsError,
+    draw_graph,
+    fold_batch_norm,
+    graph_source,
+    load_weights,
+    save_weights,
+    with_batch_norm,
+    write_atomically,
+)
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"training": {"epochs": 1, "rates": [0.1, None]}, "test_accuracy": 0.5}
@@ -47,6 +58,43 @@ def test_torchinfo_counts_as_stated():
     for line in ("31.21", "Input size (MB): 0.20", "Forward/backward pass size (MB): 3.64", "Params size (MB): 0.09",
                  "Estimated Total Size (MB): 3.92"):
         assert line in table
+
+
+@pytest.mark.parametrize("name, parameters, mult_adds", [
+    ("MNIST_CNN", 21_840, 487_600), ("MNIST_CNN_Dropout", 21_840, 487_600), ("ThreeConv", 365_514, 28_864_576),
+    ("MNISTNet", 421_642, 4_241_472), ("SixConv", 18_482, None)])
+def test_every_network_has_its_size(name, parameters, mult_adds):
+    model = NETWORKS[name]()
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    info = summary(model, input_size=(1, 1, 28, 28), device="cpu", verbose=0)
+    assert info.summary_list[-1].output_size == [1, 10]
+    assert mult_adds is None or abs(info.total_mult_adds - mult_adds) < 0.02 * mult_adds
+
+
+def test_a_network_s_weights_come_back_whatever_its_name(tmp_path):
+    for name, network in NETWORKS.items():
+        torch.manual_seed(1)
+        model = network()
+        for _ in range(2):
+            model(torch.randn(8, 1, 28, 28))  # moves what batch norm remembers
+        save_weights(tmp_path / f"{name}.pth", model, mean=0.25, std=0.5)
+        loaded, facts = load_weights(tmp_path / f"{name}.pth")
+        image = torch.randn(3, 1, 28, 28)
+        assert facts["architecture"] == name and torch.equal(loaded(image), model.eval()(image))
+
+
+@pytest.mark.parametrize("name", ["MNIST_CNN", "MNISTNet"])
+def test_batch_norm_folds_into_the_same_network(name):
+    torch.manual_seed(0)
+    normed, folded = with_batch_norm(NETWORKS[name]()), NETWORKS[name]()
+    optimizer = torch.optim.SGD(normed.parameters(), 0.1)
+    for _ in range(5):
+        normed(2 + 3 * torch.randn(32, 1, 28, 28)).square().mean().backward()
+        optimizer.step()
+    fold_batch_norm(normed, folded)
+    images = 2 + 3 * torch.randn(16, 1, 28, 28)
+    assert sum(weight.numel() for weight in folded.parameters()) < sum(weight.numel() for weight in normed.parameters())
+    torch.testing.assert_close(folded.eval()(images), normed.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 # the graph

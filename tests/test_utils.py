@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from torchvision.datasets import MNIST
 
-from mnist_utils import FILES, IDXError, batches, load_split, mean_std, normalize, read_idx, write_idx
+from mnist_utils import (
+    FILES,
+    IDXError,
+    batches,
+    load_classes,
+    load_split,
+    load_training,
+    mean_std,
+    normalize,
+    read_idx,
+    write_idx,
+)
 
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
@@ -223,6 +234,35 @@ def test_gzipped_files_serve_as_well(tmp_path):
     images, labels = load_split("train", str(tmp_path))
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_all_files_in_one_folder_serve_as_well(tmp_path):
+    for name in FILES["train"]:
+        (folder_of(tmp_path, IMAGES, LABELS) / name).rename(tmp_path / Path(name).name)
+    np.testing.assert_array_equal(load_split("train", tmp_path)[0], IMAGES)
+
+
+def test_classes_have_the_names_beside_the_data(tmp_path):
+    assert load_classes(tmp_path) == list("0123456789")
+    names = ["T-shirt", "Hose", "Pullover", "Kleid", "Mantel", "Sandale", "Hemd", "Schuh", "Tasche", "Stiefel für Ä"]
+    (tmp_path / "classes.txt").write_text("\n".join(names) + "\n", "utf-8")
+    assert load_classes(tmp_path) == names
+    for lines in (names[:9], [*names, "more"], [*names[:5], " ", *names[6:]]):
+        (tmp_path / "classes.txt").write_text("\n".join(lines), "utf-8")
+        with pytest.raises(IDXError, match=r"classes\.txt must have a name in each of 10 lines"):
+            load_classes(tmp_path)
+
+
+def test_what_is_held_out_is_held_out_alike(tmp_path):
+    (train_images, train_labels), (val_images, val_labels), *scale = load_training(ROOT / "dataset", 7)
+    images, labels = load_split("train", ROOT / "dataset")
+    assert scale == [*mean_std(images)] and (len(train_images), len(val_images)) == (55_000, 5_000)
+    whole = [image.tobytes() for image in images]
+    assert sorted(image.tobytes() for part in (train_images, val_images) for image in part) == sorted(whole)
+    assert np.abs(np.bincount(val_labels) - np.bincount(labels) / 12).max() < 1
+    again = load_training(ROOT / "dataset", 7)
+    assert np.array_equal(again[1][0], val_images) and np.array_equal(again[0][1], train_labels)
+    assert not np.array_equal(load_training(ROOT / "dataset", 8)[1][0], val_images)
 
 
 @pytest.mark.parametrize("images, labels, fault", [
