@@ -20,6 +20,7 @@ import uuid
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -32,7 +33,9 @@ import torch
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from app.page import Page
 from app.settings import is_loopback
+from app.store import Store
 from benchmark_page import Person, pictures, walked
 from handwriting import traced
 from mnist_predict import MNISTPredictor
@@ -582,6 +585,54 @@ def test_what_cannot_be_served_is_said_in_a_sentence(running, output, tmp_path):
         *usage, last = [line for line in block.splitlines() if "cannot listen on 192.0.2.1: " not in line]
         assert last.startswith(f"python -m app: {sentence}"), block
         assert not usage or usage[0].startswith("usage: ")
+
+
+# what the tabs show, without a browser
+
+@pytest.fixture(scope="module")
+def filled(output, tmp_path_factory) -> Iterator[Page]:
+    """A page with six drawings: two right, one wrong, three without a label."""
+    store = Store(sa.URL.create("sqlite", database=str(tmp_path_factory.mktemp("filled") / "predictions.db")))
+    page = Page(MNISTPredictor(output / "MNIST-MODEL.pth"), store)
+    for digit, confidence, label in ((3, 0.99, 3), (3, 0.55, 5), (7, 0.81, 7), (7, 0.42, None), (1, 1.0, None),
+                                     (0, 0.97, None)):
+        row = store.save(uuid.uuid4(), digit, confidence, [0.1] * 10, GOOD, page.predictor.digest)
+        store.label(row, label)
+    yield page
+    page.stop()
+
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.mark.parametrize("changed, expected", [
+    ({}, [6, 5, 4, 3, 2, 1]), ({"predicted": "3"}, [2, 1]), ({"label": "7"}, [3]), ({"verdict": "right"}, [3, 1]),
+    ({"verdict": "wrong"}, [2]), ({"verdict": "unlabelled"}, [6, 5, 4]), ({"most": 60}, [4, 2]), ({"most": 0}, []),
+    ({"since": datetime.now(UTC) + HOUR}, []), ({"until": datetime.now(UTC) - HOUR}, []),
+    ({"since": datetime.now(UTC) - HOUR, "until": datetime.now(UTC) + HOUR, "predicted": "7", "most": 50}, [4])])
+def test_each_filter_leaves_its_drawings(filled, changed, expected):
+    wanted = {"predicted": "any", "label": "any", "verdict": "all", "since": None, "until": None, "most": 100} | changed
+    rows, text, page = filled.history(*wanted.values(), 1)
+    assert [row["id"] for row in rows] == expected and page == 1
+    assert text == f"{len(expected)} {'drawing' if len(expected) == 1 else 'drawings'}; page 1 of 1"
+    lines = Path(filled.csv(*wanted.values())["value"]).read_text("utf-8").splitlines()
+    assert [int(line.split(",")[0]) for line in lines[1:]] == sorted(expected)
+
+
+def test_the_statistics_show_what_there_is(filled):
+    shown = filled.statistics()
+    tables = [re.findall(r"<tr>(.*?)</tr>", table) for table in re.findall(r"<table.*?</table>", shown)]
+    digits, confusion, sure, days = [[re.sub("<[^>]+>", " ", row).split() for row in table] for table in tables]
+    assert digits[3] == ["3", "1", "of", "1"] and digits[5] == ["5", "0", "of", "1"] and digits[7] == ["7", "1", "of", "1"]
+    assert confusion[6] == ["5", "1"] and len(confusion) == 11
+    assert [int(row[-1]) for row in sure] == [0, 0, 0, 0, 1, 1, 0, 0, 1, 3]
+    colours = re.findall(r"width:([\d.]+)%;background:(#\w+)", tables[2][9])
+    assert [(float(share), colour) for share, colour in colours] == [
+        (33.33, "#0072B2"), (0, "#D55E00"), (66.67, "#999999")]  # right, wrong, no label
+    assert days == [[f"{datetime.now(UTC):%Y-%m-%d}", "6"]]
+    assert "66.7 %</strong> of 3 labelled drawings read right (2; 95 % interval" in shown
+    latest = re.findall(r"<figcaption>(.*?)</figcaption>", shown)
+    assert latest[0] == "read as 0 (97 %)<br>no label yet" and latest[4] == "read as 3 (55 %)<br>labelled 5"
 
 
 # faults

@@ -139,6 +139,8 @@ def test_papermill_sets_parameters_data_and_folders(tmp_path, monkeypatch):
             if split == "train":  # as Fashion-MNIST and others come
                 (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
                 (tmp_path / name).unlink()
+    names = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]
+    (tmp_path / "classes.txt").write_text("\n".join(names), "utf-8")
     settings = {"DATASET": str(tmp_path), "MODEL_PATH": str(tmp_path / "weights" / "small.pth"),
                 "FIGURES": str(tmp_path / "pictures")}
     training = {"EPOCHS": 4, "BATCH_SIZE": 50, "VALIDATION": 300, "SEED": 7}
@@ -149,6 +151,8 @@ def test_papermill_sets_parameters_data_and_folders(tmp_path, monkeypatch):
     assert facts["training"]["epochs"] == 4 and facts["training"]["seed"] == 7
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(FIGURES)
     assert not (tmp_path / "unused").exists()
+    shown = (tmp_path / "workspace.ipynb").read_text("utf-8")
+    assert ", ".join(names) in shown and all(f"  {name} " in shown for name in names)
 
 
 def test_a_playground_without_weights_says_what_to_do(tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import run_model
 from mnist_model import MNIST_CNN, load_weights
+from mnist_study import FASHION
 from mnist_train import evaluate, read_checkpoint, train
 from mnist_utils import FILES, load_split, write_idx
 
@@ -74,6 +76,24 @@ def test_train_and_test_leave_weights_that_state_what_is_printed(data, folder, c
     assert {path.name for path in folder.iterdir()} == {
         "MNIST-MODEL.pth", "MNIST-MODEL.final.pth", "MNIST-MODEL.checkpoint", "figures"}
     assert load_weights(folder / "MNIST-MODEL.final.pth")[1]["training"]["epoch"] == 3
+
+
+def test_classes_have_their_names(data, folder, tmp_path_factory, capsys):
+    named = tmp_path_factory.mktemp("named")
+    for split in FILES:  # all in one folder
+        for name in FILES[split]:
+            shutil.copy(data / name, named / Path(name).name)
+    (named / "classes.txt").write_text("\n".join(f"class {letter}" for letter in "ABCDEFGHIJ"))
+    assert run_model.main(["--data", str(named), "--epochs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"class {letter} " in printed for letter in "ABCDEFGHIJ")
+
+
+@pytest.mark.skipif(not FASHION.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_fashion_mnist_is_learned_as_it_comes(folder):
+    assert run_model.main(["--data", str(FASHION), "--epochs", "1", "--mode", "train", "--model", "MNIST_CNN"]) == 0
+    _, facts = load_weights(folder / "MNIST-MODEL.pth")
+    assert facts["test_accuracy"] > 0.75 and facts["mean"] == pytest.approx(0.286, abs=0.001)
 
 
 def test_the_best_epoch_is_the_one_with_the_highest_validation_accuracy(data, folder):

@@ -20,7 +20,11 @@ from mnist_utils import load_split, write_idx
 
 ROOT = Path(__file__).parents[1]
 IMAGES, LABELS = load_split("test", ROOT / "dataset")
-EVIDENCE = json.loads((ROOT / "study" / "study.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def evidence() -> dict:
+    return json.loads((ROOT / "study" / "study.json").read_text("utf-8"))["results"]
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +84,16 @@ def test_many_small_steps_do_more_harm_than_one(trained):
 
 
 def test_saliency_is_the_gradient(trained):
+    """On noise, because on blank paper all places of a pooling are equal, and there are two slopes."""
     model, scale = trained
-    found = mnist_study.saliency(model, IMAGES[0], 7, **scale)
-    row, column = np.unravel_index(found.argmax(), found.shape)
-    moved = np.stack([IMAGES[0]] * 2).astype(np.float32)
-    moved[:, row, column] += [-0.5, 0.5]
-    low, high = predict(model, torch.from_numpy(moved), **scale)[:, 7].tolist()
-    assert found[row, column] == pytest.approx(255 * abs(high - low), rel=0.02)
+    noise = np.random.default_rng(0).integers(256, size=(28, 28), dtype=np.uint8)
+    found = mnist_study.saliency(model, noise, 7, **scale)
+    steps = torch.tensor([-0.1, 0.1]).view(2, 1, 1, 1) * torch.eye(784).view(784, 28, 28)
+    low, high = (predict(model, part, **scale)[:, 7] for part in torch.from_numpy(noise.astype(np.float32)) + steps)
+    numeric = (255 / 0.2 * (high - low)).abs().numpy()
+    assert found.shape == (28, 28) and np.corrcoef(found.ravel(), numeric)[0, 1] > 0.99
+    assert np.polyfit(numeric, found.ravel(), 1)[0] == pytest.approx(1, abs=0.03)
+
 
 
 # pictures
@@ -127,7 +134,7 @@ def test_turned_ones_are_what_scikit_image_makes(name, transforms):
 
 def test_plain_corruptions():
     images = IMAGES[:100]
-    assert np.array_equal(corrupt(images, "brightness"), np.rint(np.minimum(images + 127.5, 255)))
+    assert np.abs(corrupt(images, "brightness") - np.minimum(images + 127.5, 255)).max() <= 0.5
     assert np.array_equal(corrupt(images, "stripe")[:, :, 7:21], images[:, :, 7:21])
     assert np.array_equal(corrupt(images, "stripe")[:, :, :7], 255 - images[:, :, :7])
     salted = corrupt(images, "impulse_noise") != images
@@ -159,7 +166,7 @@ def test_digits_of_other_people_look_like_mnist(trained):
     model, scale = trained
     images, labels = uci_digits()
     assert images.shape == (1797, 28, 28) and images.dtype == np.uint8 and labels.shape == (1797,)
-    assert (images.max((1, 2)) == 255).all() and not images[:, [0, 1, -2, -1]].any()
+    assert (images.max((1, 2)) == 255).all() and images[:, [0, 1, -2, -1]].any((1, 2)).mean() < 0.05
     assert evaluate(model, images, labels, **scale)[1] > 0.9
 
 
@@ -201,8 +208,8 @@ def test_a_whole_study_on_a_little_data(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["SixConv", "MNIST_CNN taught", "MNIST_CNN robust"])
-def test_the_committed_weights_do_what_the_committed_evidence_says(name):
-    result = EVIDENCE["results"][name]
+def test_the_committed_weights_do_what_the_committed_evidence_says(name, evidence):
+    result = evidence[name]
     for row in result["seeds"]:
         model, facts = load_weights(weights_path(name, row["seed"], ROOT / "study"))
         assert sum(weight.numel() for weight in model.parameters()) == result["parameters"]
@@ -212,11 +219,10 @@ def test_the_committed_weights_do_what_the_committed_evidence_says(name):
         assert foggy == pytest.approx(row["corruptions"]["scale"], abs=0.03)
 
 
-def test_the_goals():
-    results = EVIDENCE["results"]
+def test_the_goals(evidence):
     for name, parameters in (("MNIST_CNN", 21_840), ("MNIST_CNN_Dropout", 21_840), ("ThreeConv", 365_514),
                              ("MNISTNet", 421_642), ("SixConv", 18_482), ("MNIST_CNN taught", 21_840)):
-        assert results[name]["parameters"] == parameters
-    assert results["SixConv"]["accuracy"] >= 0.996 and len(results["SixConv"]["seeds"]) == 5
-    robust = [np.mean(list(row["corruptions"].values())) for row in results["MNIST_CNN robust"]["seeds"]]
+        assert evidence[name]["parameters"] == parameters
+    assert evidence["SixConv"]["accuracy"] >= 0.996 and len(evidence["SixConv"]["seeds"]) == 5
+    robust = [np.mean(list(row["corruptions"].values())) for row in evidence["MNIST_CNN robust"]["seeds"]]
     assert np.mean(robust) > 0.92
