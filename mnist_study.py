@@ -81,8 +81,8 @@ RECIPES = {
     # the networks that people bring, with the settings of workspace.ipynb
     "MNIST_CNN": Recipe("MNIST_CNN", 12, 4e-3),
     "MNIST_CNN_Dropout": Recipe("MNIST_CNN_Dropout", 12, 4e-3),
-    "MNISTNet": Recipe("MNISTNet", 12, 4e-3, seeds=3),
-    "ThreeConv": Recipe("ThreeConv", 3, 4e-3, seeds=3),
+    "MNISTNet": Recipe("MNISTNet", 12, 4e-3, bfloat16=True, seeds=3),
+    "ThreeConv": Recipe("ThreeConv", 4, 4e-3, bfloat16=True, seeds=3),
     # the sibling, longer; it teaches the next two
     "SixConv": Recipe("SixConv", 30, 1e-2, bfloat16=True),
     "MNIST_CNN taught": Recipe("MNIST_CNN", 2, 1e-2, teachers="SixConv", batch_norm=True),
