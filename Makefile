@@ -1,7 +1,7 @@
 # make         run both notebooks, top to bottom         make lab    open them in JupyterLab
 # make test    prove both notebooks and everything else  make app    serve the page to draw on
 # make study   train what the study of accuracy lacks, and measure all of it (some hours without its
-#              weights, ten minutes with them; --processes as the machine has cores)
+#              weights; PROCESSES=4 where there are as many cores, and 16 GB of memory)
 # make bench   measure how fast 99 % is reached, how fast the exports predict and the page answers,
 #              how well handwriting is read (twenty minutes; leave the machine alone meanwhile)
 # Another Python than python3: make PYTHON=python3.12
@@ -14,6 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 endif
 READY := .venv/ready
+PROCESSES ?= 1
 export PYTHONPATH := .
 
 .PHONY: run test bench study lab app
@@ -31,7 +32,7 @@ bench: $(READY)
 	$(BIN)/python tests/benchmark_handwriting.py
 
 study: $(READY)
-	$(BIN)/python mnist_study.py
+	$(BIN)/python mnist_study.py --processes $(PROCESSES)
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab workspace.ipynb

@@ -3,9 +3,9 @@
     >>> foggy = corrupt(images, "fog", seed=0)    # uint8 (N, 28, 28), as the images are
 
 The corruptions are those of MNIST-C (Mu & Gilmer 2019) at the severities that they published,
-written anew from their description; only the random numbers differ from the published files.
+written anew from what their program does; the random numbers differ from the published files.
 Motion blur, which they leave to ImageMagick, is its one-sided Gaussian with whole-pixel steps.
-The blemishes are none of these, but some are of the same families (see `blemish`).
+The blemishes are relatives of these: see `blemish`.
 """
 
 from collections.abc import Callable
@@ -53,14 +53,17 @@ def impulse_noise(ink: np.ndarray, rng: Generator) -> np.ndarray:
 
 
 def glass_blur(ink: np.ndarray, rng: Generator) -> np.ndarray:
-    """Blurred, half of the pixels swapped with a neighbour, and that twice, then blurred again."""
-    ink, every = _blurred(ink, 0.7), np.arange(len(ink))
+    """Blurred up and down, half of the pixels swapped with a neighbour, and that twice, then blurred again.
+
+    The published files are blurred along one axis alone: their program took the other for colours.
+    """
+    ink, every = ndimage.gaussian_filter(ink, (0, 0.7, 0), mode="nearest"), np.arange(len(ink))
     for row, column in [(row, column) for row in range(SIDE - 1, 1, -1) for column in range(SIDE - 1, 1, -1)] * 2:
         swapped = every[rng.random(len(ink)) < 0.5]
         there = swapped, row - rng.integers(2, size=len(swapped)), column - rng.integers(2, size=len(swapped))
         here = swapped, row, column
         ink[here], ink[there] = ink[there], ink[here]
-    return _blurred(ink, 0.7)
+    return ndimage.gaussian_filter(ink, (0, 0.7, 0), mode="nearest")
 
 
 def motion_blur(ink: np.ndarray, rng: Generator) -> np.ndarray:
@@ -216,10 +219,10 @@ def blemish(images: np.ndarray, seed: int) -> np.ndarray:
     """Images (N, 28, 28) uint8, half of them left as they are, each of the others with one of nine blemishes.
 
     They are what may befall a picture: paper that is grey and uneven, too much light, noise, lines,
-    a part in negative, blur, strokes of which only the outline or the core is left, spots, and a
-    stronger warp. A network that learns them has seen relatives of MNIST-C's fog, brightness,
-    noises, lines, stripe, blurs and edges, so its accuracy on those says nothing of corruptions
-    that nobody thought of.
+    a part in negative, blur, strokes of which only the outline or the edge is left, spots, and a
+    stronger warp. Each of MNIST-C's fifteen corruptions has a relative among them, often at a
+    random strength around its own, so what a network that has learned them does on MNIST-C says
+    that it has learned them, and nothing of corruptions that nobody thought of.
     """
     generator, blemished = torch.Generator().manual_seed(seed), np.empty_like(images)
     for start in range(0, len(images), 5000):

@@ -53,7 +53,7 @@ def calibrate(model: nn.Sequential, train_set: Split, val_set: Split, *, mean: f
     fitted = minimize_scalar(lambda log: F.cross_entropy(scores / math.exp(log), labels).item(),
                              bounds=(-2, 2), method="bounded")
 
-    count = min(10_000, len(train_set[0]))
+    count = min(10_000, len(train_set[0]), 30_000_000 // features.shape[1])  # in a gigabyte, whatever the network
     images = torch.from_numpy(train_set[0][rng.permutation(len(train_set[0]))[:count]])
     digits = torch.cat([images.float(), warp(images, warp_amounts(len(images), generator))])
     evidence = _evidence(*_features_and_scores(model, torch.cat([digits, torch.from_numpy(

@@ -10,6 +10,7 @@ not made again, and one that was stopped goes on from its last epoch.
 """
 
 import argparse
+import contextlib
 import functools
 import io
 import json
@@ -17,9 +18,10 @@ import math
 import multiprocessing
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import t as student_t
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torchinfo import summary
 from tqdm import tqdm
@@ -39,6 +42,7 @@ from tqdm import tqdm
 from mnist_corruptions import CORRUPTIONS, blemish, corrupt
 from mnist_model import (
     NETWORKS,
+    WeightsError,
     fold_batch_norm,
     load_weights,
     save_weights,
@@ -53,8 +57,7 @@ from mnist_utils import find_idx, load_split, load_training, normalize, read_idx
 FOLDER = Path("study")
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist has it
 BATCH_SIZE = 128
-COPIES = 20  # of each training image, each warped in its own way, in what the teachers label
-CURVE_IMAGES = 33_000  # in an epoch of the learning curve, however few are different
+EPOCH = 55_000  # images: one pass over the training images, and in the learning curve as often as it takes
 
 TRIED = ("MNIST_CNN", "SixConv", "MNIST_CNN taught", "MNIST_CNN robust")  # with worse pictures than MNIST's
 EPSILONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the ink that there can be
@@ -71,12 +74,20 @@ class Recipe:
     epochs: int
     learning_rate: float
     images: int | None = None  # so many of the training images alone
-    teachers: str | None = None  # the recipe of those whose answers it learns: see `label_copy`
+    teachers: str | None = None  # the recipe of those whose answers it learns, see `label_copy`
+    copies: int = 0  # of each training image, each warped in its own way, in what the teachers label
     batch_norm: bool = False  # while it trains; folded into the same network afterwards
     blemished: bool = False  # half of what it sees has a blemish, which the teachers did not see
     bfloat16: bool = False
     seeds: int = 5  # 0, 1, ...
 
+    @property
+    def passes(self) -> float:
+        """How often it learns from as many images as there are to train on."""
+        return self.epochs * (1.5 * self.copies if self.teachers else 1)
+
+
+TAUGHT = Recipe("MNIST_CNN", 2, 1e-2, teachers="SixConv", copies=20, batch_norm=True)
 RECIPES = {
     # the networks that people bring, with the settings of workspace.ipynb
     "MNIST_CNN": Recipe("MNIST_CNN", 12, 4e-3),
@@ -85,14 +96,12 @@ RECIPES = {
     "ThreeConv": Recipe("ThreeConv", 4, 4e-3, bfloat16=True, seeds=3),
     # the sibling, longer; it teaches the next two
     "SixConv": Recipe("SixConv", 30, 1e-2, bfloat16=True),
-    "MNIST_CNN taught": Recipe("MNIST_CNN", 2, 1e-2, teachers="SixConv", batch_norm=True),
-    "MNIST_CNN robust": Recipe("MNIST_CNN", 2, 1e-2, teachers="SixConv", batch_norm=True, blemished=True,
-                               seeds=3),
+    "MNIST_CNN taught": TAUGHT,
+    "MNIST_CNN robust": replace(TAUGHT, blemished=True, seeds=1),
     # the learning curve
-    **{f"MNIST_CNN {count}": Recipe("MNIST_CNN", 10, 4e-3, images=count, seeds=3)
+    **{f"MNIST_CNN {count}": Recipe("MNIST_CNN", 6, 4e-3, images=count, seeds=3)
        for count in (600, 2_000, 6_000, 20_000, 55_000)},
 }
-
 
 
 # what can be said of a network's answers: probabilities (N, 10) and labels (N,), as NumPy arrays
@@ -121,14 +130,18 @@ def selective_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndar
     return right.cumsum() / np.arange(1, len(right) + 1)
 
 
-def handed_over(probabilities: np.ndarray, labels: np.ndarray, accuracy: float) -> int:
-    """How many of the answers, the least sure ones, a person must give to bring the others to this accuracy."""
+def sure_enough(probabilities: np.ndarray, labels: np.ndarray, accuracy: float) -> float:
+    """The lowest confidence from which on the answers are right this often; above 1 where none is."""
     enough = np.flatnonzero(selective_accuracy(probabilities, labels) >= accuracy)
-    return len(labels) - (int(enough[-1]) + 1 if len(enough) else 0)
+    return float(np.sort(probabilities.max(1))[::-1][enough[-1]]) if len(enough) else 1.1
 
 
 def interval_of_mean(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean of values (N,) that are spread normally (Student)."""
+    """The 95 % interval of the mean of values (N,) that are spread normally (Student).
+
+    Of accuracies over seeds it tells what other seeds would give on the same test images; how far
+    other images would move all of them, it does not.
+    """
     half = student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
@@ -188,11 +201,12 @@ def uci_digits() -> Split:
 def strangers(count: int = 1_000, seed: int = 0) -> dict[str, np.ndarray]:
     """Pictures (N, 28, 28) that show no digit: "noise", "blank", "letters", and "clothes" where FASHION is installed.
 
-    The letters are printed in matplotlib's fonts, which `calibrate` does not know.
+    The letters are those that no digit resembles, printed in matplotlib's fonts: `calibrate` has
+    learned from the same ones in another font and bent, and from other noise.
     """
     rng = np.random.default_rng(seed)
     others = {"noise": rng.integers(256, size=(count, 28, 28), dtype=np.uint8),
-              "blank": np.zeros((count, 28, 28), np.uint8), "letters": np.stack(list(_letters()))}
+              "blank": np.zeros((1, 28, 28), np.uint8), "letters": np.stack(list(_letters()))}
     if FASHION.exists():
         others["clothes"] = read_idx(find_idx(FASHION, "t10k-images-idx3-ubyte"))[:count]
     return others
@@ -212,17 +226,23 @@ def _letters() -> Iterator[np.ndarray]:
 # training
 
 def fit(name: str, recipe: Recipe, seed: int, folder: Path, data: str) -> None:
-    """Train by a recipe and save the weights, unless they are there; go on where a training was stopped."""
+    """Train by a recipe and save the weights, unless they are there; go on where a training was stopped.
+
+    Raises WeightsError where the weights, or the training that was stopped, are those of another recipe.
+    """
     path = weights_path(name, seed, folder)
     if path.exists():
+        _, facts = load_weights(path)
+        if any(facts["training"].get(key, value) != value for key, value in asdict(recipe).items() if key != "seeds"):
+            raise WeightsError(f"{path} is of another recipe: delete it, or undo the change of the recipe")
         return
     labelled, val_set, mean, std = load_training(data)
     train_set = labelled
     if recipe.images:
         chosen = np.random.default_rng(seed).permutation(len(labelled[0]))[:recipe.images]
-        train_set = tuple(np.resize(array[chosen], (CURVE_IMAGES, *array.shape[1:])) for array in labelled)
+        train_set = tuple(np.resize(array[chosen], (EPOCH, *array.shape[1:])) for array in labelled)
     if recipe.teachers:
-        train_set = read_transfer_set(folder)
+        train_set = read_transfer_set(recipe.copies, folder)
     if recipe.blemished:
         train_set = blemish(train_set[0], seed), train_set[1]
     torch.manual_seed(seed)
@@ -267,11 +287,12 @@ def label_copy(number: int, teachers: str, seeds: int, folder: Path, data: str) 
     write_atomically(path, buffer.getvalue())
 
 
-def read_transfer_set(folder: Path) -> Split:
+def read_transfer_set(copies: int, folder: Path) -> Split:
     """All warped training images and half as many unwarped ones (N, 28, 28), and the teachers' answers (N, 10)."""
-    files = [np.load(folder / f"transfer-{number}.npz") for number in range(len(list(folder.glob("transfer-*.npz"))))]
-    parts = files[1:] + files[:1] * (len(files) // 2)
-    return np.concatenate([part["images"] for part in parts]), np.concatenate([part["answers"] for part in parts])
+    numbers = list(range(1, copies + 1)) + [0] * (copies // 2)
+    with contextlib.ExitStack() as stack:
+        files = {number: stack.enter_context(np.load(folder / f"transfer-{number}.npz")) for number in set(numbers)}
+        return tuple(np.concatenate([files[number][part] for number in numbers]) for part in ("images", "answers"))
 
 
 def _slot() -> int:
@@ -281,12 +302,13 @@ def _slot() -> int:
 
 # measuring
 
-def measure(name: str, recipe: Recipe, seed: int, folder: Path, data: str) -> dict[str, Any]:
+def measure(name: str, seed: int, folder: Path, data: str) -> dict[str, Any]:
     """What the weights of one training do: a row of the results."""
     test_set = load_split("test", data)
     model, facts = load_weights(weights_path(name, seed, folder))
     scale = {"mean": facts["mean"], "std": facts["std"]}
-    row = {"seed": seed, "val_accuracy": facts["val_accuracy"], **_accuracies(model, test_set, facts),
+    row = {"seed": seed, "val_accuracy": facts["val_accuracy"],
+           **_accuracies(model, load_training(data)[1], test_set, facts),
            "uci": evaluate(model, *uci_digits(), **scale)[1]}
     if name in TRIED:
         row["corruptions"] = {kind: evaluate(model, images, test_set[1], **scale)[1]
@@ -302,30 +324,41 @@ def _corrupted(data: str) -> dict[str, np.ndarray]:
     return {kind: corrupt(images, kind) for kind in CORRUPTIONS}
 
 
-def summarised(name: str, recipe: Recipe, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def summarised(name: str, recipe: Recipe, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A recipe's results: its network, and the mean over the seeds."""
-    model, accuracies = NETWORKS[recipe.network](), np.array([row["accuracy"] for row in rows])
+    model, accuracies, file = NETWORKS[recipe.network](), np.array([row["accuracy"] for row in rows]), io.BytesIO()
+    torch.save(model.state_dict(), file)
     return {"recipe": asdict(recipe), "parameters": sum(weight.numel() for weight in model.parameters()),
             "mult_adds": summary(model, (1, 1, 28, 28), verbose=0).total_mult_adds,
-            "bytes": weights_path(name, rows[0]["seed"], folder).stat().st_size, "accuracy": float(accuracies.mean()),
-            "sd": float(accuracies.std(ddof=1)), "interval": interval_of_mean(accuracies), "seeds": rows}
+            "bytes": len(file.getvalue()), "passes": recipe.passes, "accuracy": float(accuracies.mean()),
+            "sd": float(accuracies.std(ddof=1)) if len(rows) > 1 else None,
+            "interval": interval_of_mean(accuracies) if len(rows) > 1 else None, "seeds": rows}
 
 
-def _accuracies(model: nn.Module, test_set: Split, facts: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy, and how honest the confidence is with and without the temperature."""
-    scores, labels = predict(model, test_set[0], mean=facts["mean"], std=facts["std"]), torch.from_numpy(test_set[1])
-    row: dict[str, Any] = {"accuracy": (scores.argmax(1) == labels).double().mean().item(),
+def _accuracies(model: nn.Module, val_set: Split, test_set: Split, facts: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy, how honest the confidence is with and without the temperature, and what being sure is worth.
+
+    "limit" is the confidence from which on 99.9 % of the validation answers are right, "handed_over"
+    how many of the test images stay below it, and "accuracy_of_sure" that on the others.
+    """
+    scale = {"mean": facts["mean"], "std": facts["std"]}
+    scores, labels = predict(model, test_set[0], **scale), test_set[1]
+    row: dict[str, Any] = {"accuracy": float((scores.argmax(1).numpy() == labels).mean()),
                            "temperature": facts["temperature"]}
     for state, divisor in (("before", 1.0), ("after", facts["temperature"])):
         probabilities = (scores / divisor).softmax(1).numpy()
-        row[f"nll_{state}"] = F.cross_entropy(scores / divisor, labels.long()).item()
-        row[f"ece_{state}"] = expected_calibration_error(probabilities, test_set[1])
-    return row | {"handed_over": handed_over(probabilities, test_set[1], 0.999)}
+        row[f"nll_{state}"] = F.cross_entropy(scores / divisor, torch.from_numpy(labels).long()).item()
+        row[f"ece_{state}"] = expected_calibration_error(probabilities, labels)
+    validated = (predict(model, val_set[0], **scale) / facts["temperature"]).softmax(1).numpy()
+    row["limit"] = sure_enough(validated, val_set[1], 0.999)
+    sure = probabilities.max(1) >= row["limit"]
+    return row | {"handed_over": int((~sure).sum()),
+                  "accuracy_of_sure": float((probabilities.argmax(1) == labels)[sure].mean()) if sure.any() else None}
 
 
 def _attacked(model: nn.Module, test_set: Split, scale: dict[str, float]) -> dict[str, Any]:
-    """Accuracy on the first 1,000 test images after each attack, by epsilon."""
-    images, labels = (array[:1000] for array in test_set)
+    """Accuracy on each tenth test image after each attack, by epsilon."""
+    images, labels = (array[::10] for array in test_set)
     return {attack.__name__: {str(epsilon): evaluate(model, 255 * attack(model, images, labels, epsilon, **scale),
                                                      labels, **scale)[1] for epsilon in EPSILONS}
             for attack in (fgsm, pgd)}
@@ -347,58 +380,82 @@ def _told_apart(model: nn.Module, facts: dict[str, Any], digits: np.ndarray) -> 
     return table
 
 
-def epoch_seconds(network: str, data: str) -> float:
-    """How long an epoch over 55,000 warped images takes here in bfloat16 or not, from a tenth of it."""
+def epoch_seconds(recipe: Recipe, folder: Path, data: str) -> float:
+    """How long it takes here to learn once from 55,000 warped images, without validation, from a tenth of it."""
     (images, labels), val_set, mean, std = load_training(data)
-    part, little = (images[:5_500], labels[:5_500]), (val_set[0][:100], val_set[1][:100])
-    epochs = train(NETWORKS[network](), part, little, mean=mean, std=std, epochs=3, batch_size=BATCH_SIZE,
-                   learning_rate=1e-3, seed=0)
-    return 10 * min(epoch.seconds for epoch in epochs)
+    part, little = (images[:EPOCH // 10], labels[:EPOCH // 10]), (val_set[0][:10], val_set[1][:10])
+    model = NETWORKS[recipe.network]()
+    epochs = train(with_batch_norm(model) if recipe.batch_norm else model, part, little, mean=mean, std=std, epochs=3,
+                   batch_size=BATCH_SIZE, learning_rate=1e-3, seed=0, amp=recipe.bfloat16)
+    return EPOCH / len(part[0]) * min(epoch.seconds for epoch in epochs)
 
 
 # all of it
 
-def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Recipe] = RECIPES, copies: int = COPIES,
+def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Recipe] = RECIPES,
           processes: int = 1) -> dict[str, Any]:
-    """Train what is missing, measure everything, and write it to study.json in the folder."""
+    """Train what is missing, measure everything, and write it to study.json in the folder.
+
+    The first failure, or Ctrl-C, ends it; trainings keep their last whole epoch. Raises what the
+    trainings raise.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    untaught = {name: recipe for name, recipe in recipes.items() if not recipe.teachers}
-    taught = {name: recipe for name, recipe in recipes.items() if recipe.teachers}
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        def run(function: Callable, jobs: list[tuple]) -> list:
+    jobs = [(name, recipe, seed) for name, recipe in recipes.items() for seed in range(recipe.seeds)]
+    copies = {(number, recipe.teachers, recipes[recipe.teachers].seeds): None for recipe in recipes.values()
+              if recipe.teachers for number in range(recipe.copies + 1)}
+    context = multiprocessing.get_context("spawn")
+    tqdm.set_lock(context.RLock())
+    with ProcessPoolExecutor(processes, context, _begin, (tqdm.get_lock(),)) as pool:
+        def run(function: Callable, jobs: Iterable[tuple]) -> list:
             """The function's results for each of these arguments, followed by the folder and the data."""
             futures = [pool.submit(function, *job, folder, data) for job in jobs]
             return [future.result() for future in tqdm(futures, desc=function.__name__)]
 
-        run(fit, [(name, recipe, seed) for name, recipe in untaught.items() for seed in range(recipe.seeds)])
-        if taught:
-            teachers, = {recipe.teachers for recipe in taught.values()}
-            run(label_copy, [(number, teachers, recipes[teachers].seeds) for number in range(copies + 1)])
-        run(fit, [(name, recipe, seed) for name, recipe in taught.items() for seed in range(recipe.seeds)])
-        jobs = [(name, recipe, seed) for name, recipe in recipes.items() for seed in range(recipe.seeds)]
-        rows = list(zip(jobs, run(measure, jobs)))
-        seconds = {name: pool.submit(epoch_seconds, name, data).result() for name in NETWORKS}
-    results = {name: summarised(name, recipe, [row for job, row in rows if job[0] == name], folder)
+        try:
+            run(fit, [job for job in jobs if not job[1].teachers])
+            run(label_copy, copies)
+            run(fit, [job for job in jobs if job[1].teachers])
+            rows = run(measure, [(name, seed) for name, _, seed in jobs])
+            named = [name for name, recipe in recipes.items() if not recipe.images]
+            seconds = [pool.submit(epoch_seconds, recipes[name], folder, data).result() for name in named]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    results = {name: summarised(name, recipe, [row for job, row in zip(jobs, rows) if job[0] == name])
                for name, recipe in recipes.items()}
     machine = {"processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(), "threads": 1}
     machine |= {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")}
-    content = {"machine": machine, "epoch_seconds": seconds, "results": results}
+    content = {"machine": machine, "epoch_seconds": dict(zip(named, seconds)), "results": results}
     write_atomically(folder / "study.json", (json.dumps(content, indent=1) + "\n").encode())
     return content
 
 
+def _begin(lock: Any) -> None:
+    """One thread for each process, and one terminal for all of them."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    tqdm.set_lock(lock)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--processes", type=int, default=1, help="trainings at a time (default: %(default)s)")
+    options.add_argument("--processes", type=int, default=1,
+                         help="trainings at a time; each may take four gigabytes (default: %(default)s)")
     try:
         content = study(processes=options.parse_args(arguments).processes)
+    except (OSError, ValueError, ArithmeticError, BrokenProcessPool) as error:
+        print(f"mnist_study.py: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("mnist_study.py: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     for name, result in content["results"].items():
-        low, high = result["interval"]
-        print(f"{name:20} {result['parameters']:7,} parameters: {result['accuracy']:.3%} ± {result['sd']:.3%} "
-              f"({len(result['seeds'])} seeds; 95 % interval of the mean {low:.3%} to {high:.3%})")
+        spread = ""
+        if result["interval"]:
+            low, high = result["interval"]
+            spread = f" ± {result['sd']:.3%}; 95 % interval of the mean {low:.3%} to {high:.3%}"
+        print(f"{name:20} {result['parameters']:7,} parameters, seeds {len(result['seeds'])}: "
+              f"{result['accuracy']:.3%}{spread}")
     return 0
 
 
