@@ -43,6 +43,7 @@ class Site:
         url = sa.URL.create("sqlite", database=str(self.database)).render_as_string()
         self.surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "DATABASE_URL": url, "MODEL_PATH": str(weights),
                              "APP_USER": "", "APP_PASSWORD": ""}
+        self.surroundings.pop("GRADIO_TEMP_DIR", None)  # a page in this process has one of its own
 
     def start(self, *options: str) -> None:
         """Start it, and wait until it has printed its address."""
