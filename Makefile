@@ -1,9 +1,12 @@
-# make         run both notebooks, top to bottom         make lab    open them in JupyterLab
-# make test    prove both notebooks and everything else  make app    serve the page to draw on
-# make study   train what the study of accuracy lacks, and measure all of it (some hours without its
-#              weights; PROCESSES=4 where there are as many cores, and 16 GB of memory)
-# make bench   measure how fast 99 % is reached, how fast the exports predict and the page answers,
-#              how well handwriting is read (twenty minutes; leave the machine alone meanwhile)
+# make         run the notebooks; what they make goes to the folder output/, and nothing else changes
+# make store   run them in place: their outputs, the weights and the figures are stored where git sees them
+# make lab     open them in JupyterLab                    make app    serve the page to draw on
+# make test    prove the notebooks and everything else
+# make study   train what the study lacks, measure all of it (hours without its weights; PROCESSES=4 where
+#              there are as many cores, and 16 GB of memory), and store the report study/evidence.ipynb
+# make bench   measure the speed of training, exports and page, and how well handwriting is read
+#              (twenty minutes; leave the machine alone meanwhile)
+# make lock    write the versions of all packages to constraints.txt, after a change of pyproject.toml
 # Another Python than python3: make PYTHON=python3.12
 
 ifeq ($(OS),Windows_NT)
@@ -15,12 +18,16 @@ BIN := .venv/bin
 endif
 READY := .venv/ready
 PROCESSES ?= 1
+NOTEBOOKS := workspace.ipynb playground.ipynb study/evidence.ipynb
 export PYTHONPATH := .
 
-.PHONY: run test bench study lab app
+.PHONY: run store test bench study lab app lock
 
 run: $(READY)
-	$(BIN)/python tests/run_notebooks.py workspace.ipynb playground.ipynb
+	$(BIN)/python tests/run_notebooks.py --output output $(NOTEBOOKS)
+
+store: $(READY)
+	$(BIN)/python tests/run_notebooks.py $(NOTEBOOKS)
 
 test: $(READY)
 	$(BIN)/python -m pytest --durations=10
@@ -32,7 +39,8 @@ bench: $(READY)
 	$(BIN)/python tests/benchmark_handwriting.py
 
 study: $(READY)
-	$(BIN)/python mnist_study.py --processes $(PROCESSES)
+	$(BIN)/python -m mnist.study --processes $(PROCESSES)
+	$(BIN)/python tests/run_notebooks.py study/evidence.ipynb
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab workspace.ipynb
@@ -40,10 +48,16 @@ lab: $(READY)
 app: $(READY)
 	$(BIN)/python -m app
 
-# Made anew only when the pins change, so all of the above works without a network.
-$(READY): pyproject.toml
+lock: .venv/pip
+	$(BIN)/python tests/lock.py
+
+# Made anew only when the versions change, so all of the above works without a network.
+$(READY): pyproject.toml constraints.txt | .venv/pip
+	$(BIN)/python -m pip install --group workspace --constraint constraints.txt
+	$(PYTHON) -c "open('$(READY)', 'w').close()"
+
+.venv/pip:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
-	$(BIN)/python -m pip install --group workspace
-	$(PYTHON) -c "open('$(READY)', 'w').close()"
+	$(PYTHON) -c "open('.venv/pip', 'w').close()"

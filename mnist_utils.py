@@ -10,21 +10,24 @@ dimension as a big-endian 32-bit count, and then the elements in C order, big-en
 """
 
 import gzip
+import hashlib
+import io
 import math
 import os
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-IDX_DTYPES = {0x08: np.dtype(">u1"), 0x09: np.dtype(">i1"), 0x0B: np.dtype(">i2"),
-              0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4"), 0x0E: np.dtype(">f8")}
+IDX_DTYPES: dict[int, np.dtype[Any]] = {
+    0x08: np.dtype(">u1"), 0x09: np.dtype(">i1"), 0x0B: np.dtype(">i2"),
+    0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4"), 0x0E: np.dtype(">f8")}
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_MAX_RATIO = 1032  # zlib's technical notes: no stream expands by more
 
@@ -35,13 +38,15 @@ FILES = {
 CLASSES = 10
 IMAGE_SHAPE = (28, 28)
 
+Split = tuple[np.ndarray, np.ndarray]  # images (N, 28, 28) uint8, and labels (N,) or their probabilities (N, 10)
+
 
 class IDXError(ValueError):
-    """A file is not the IDX file that it should be; the message names the file and the fault."""
+    """A file is not the IDX file that it should be; the message names the file and what is wrong."""
 
 
-def open_idx(path: str | os.PathLike) -> BinaryIO:
-    """Open an IDX file for reading its bytes, through gzip where it is gzipped.
+def open_idx(path: str | os.PathLike[str]) -> gzip.GzipFile | io.BufferedReader:
+    """Open an IDX file as a stream of bytes, unzipped where it is gzipped.
 
     Raises IDXError for a directory, and OSError where the file cannot be opened.
     """
@@ -52,12 +57,12 @@ def open_idx(path: str | os.PathLike) -> BinaryIO:
     return gzip.open(path) if zipped else open(path, "rb")
 
 
-def read_idx(path: str | os.PathLike) -> np.ndarray:
-    """Read an IDX file, gzipped or not, into a new array of its own shape, in native byte order.
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an IDX file, gzipped or not, as an array in native byte order.
 
-    The array is filled straight from the file, so reading needs the array's size in memory and
-    no more. Raises IDXError where the file is wrong in any way, and OSError where it cannot be
-    opened (FileNotFoundError where there is none).
+    The file is read straight into the array, so reading takes no more memory than the array. Raises
+    IDXError where anything in the file is wrong, FileNotFoundError where there is no file, and OSError
+    where it cannot be opened.
     """
     with open_idx(path) as stream:
         size = os.path.getsize(path)
@@ -69,8 +74,9 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
             raise IDXError(f"{path} is a damaged gzip file: {error}") from error
 
 
-def _read_idx(stream: BinaryIO, path: str | os.PathLike, size: int, exact: bool) -> np.ndarray:
-    """Read one IDX array from a stream of `size` bytes, or of at most that many if not `exact`."""
+def _read_idx(stream: gzip.GzipFile | io.BufferedReader, path: str | os.PathLike[str], size: int,
+              exact: bool) -> np.ndarray:
+    """Read one IDX array from a stream of `size` bytes, or, if not `exact`, of at most `size` bytes."""
     header = stream.read(4)
     if not header:
         raise IDXError(f"{path} is empty")
@@ -98,7 +104,7 @@ def _read_idx(stream: BinaryIO, path: str | os.PathLike, size: int, exact: bool)
 
     buffer = array.reshape(-1).view(np.uint8)
     filled = 0
-    while filled < expected and (count := stream.readinto(buffer[filled:filled + 2**20])):
+    while filled < expected and (count := stream.readinto(buffer[filled:filled + 2**20].data)):
         filled += count
     if filled < expected:
         raise IDXError(f"{path} is truncated: {promise}, only {filled:,} are there")
@@ -109,7 +115,7 @@ def _read_idx(stream: BinaryIO, path: str | os.PathLike, size: int, exact: bool)
     return array
 
 
-def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
+def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
     """Write an array of one of IDX's six element types as an uncompressed IDX file.
 
     The folder is made where it is missing. Raises ValueError for another element type, or for a
@@ -129,12 +135,12 @@ def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
         array.astype(dtype, copy=False).tofile(file)
 
 
-def load_split(split: str, root: str | os.PathLike = "dataset") -> tuple[np.ndarray, np.ndarray]:
+def load_split(split: str, root: str | os.PathLike[str] = "dataset") -> tuple[np.ndarray, np.ndarray]:
     """Read the images (N, 28, 28) and labels (N,) of "train" or "test", both uint8.
 
-    `root` is a folder laid out as `dataset/` is: `FILES` names the four files, and each may be
-    gzipped, with `.gz` behind its name. Raises FileNotFoundError for a missing file, IDXError
-    for a file that is not what its name says, ValueError for another split.
+    `root` is a folder laid out as `dataset/` is. `FILES` names its four files; each may be gzipped, with
+    `.gz` after its name. Raises FileNotFoundError for a missing file, IDXError for a damaged file or one
+    of other contents, ValueError for another split.
     """
     if split not in FILES:
         raise ValueError(f"there is no split {split!r}: choose from {', '.join(FILES)}")
@@ -156,10 +162,10 @@ def load_split(split: str, root: str | os.PathLike = "dataset") -> tuple[np.ndar
     return images, labels
 
 
-def load_classes(root: str | os.PathLike = "dataset") -> list[str]:
-    """What the ten labels are called: the lines of `classes.txt` beside the data, or the digits where there is none.
+def load_classes(root: str | os.PathLike[str] = "dataset") -> list[str]:
+    """The names of the ten labels: the lines of `classes.txt` in `root`, or the digits where there is no such file.
 
-    Raises IDXError where that file has not one name for each label.
+    Raises IDXError where the file does not have one name for each label.
     """
     path = Path(root, "classes.txt")
     if not path.exists():
@@ -170,23 +176,38 @@ def load_classes(root: str | os.PathLike = "dataset") -> list[str]:
     return names
 
 
-def load_training(root: str | os.PathLike = "dataset", seed: int = 0) -> tuple[
-        tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], float, float]:
-    """Images and labels to train on, those to validate on, and the mean and deviation of all their pixels.
+def hold_out(images: np.ndarray, labels: np.ndarray, count: int = 5_000, seed: int = 0) -> tuple[Split, Split]:
+    """Split training data at random into what to train on and what to validate on.
 
-    Held out for validation are 5,000 images, or a sixth where there are fewer than 30,000, by
-    chance from `seed` and with the same share of each label. Raises what `load_split` raises.
+    `count` images are held out for validation, or a sixth of them where that is fewer. Both parts have
+    the same share of each label. Raises ValueError where a label has a single image.
+    """
+    train_images, val_images, train_labels, val_labels = train_test_split(
+        images, labels, test_size=min(count, len(images) // 6), stratify=labels, random_state=seed)
+    return (train_images, train_labels), (val_images, val_labels)
+
+
+def load_training(root: str | os.PathLike[str] = "dataset", seed: int = 0) -> tuple[Split, Split, float, float]:
+    """The training data, the validation data, and the mean and standard deviation of all their pixels.
+
+    See `load_split`, `hold_out` and `mean_std` for what they are, and for the errors raised.
     """
     images, labels = load_split("train", root)
-    train_images, val_images, train_labels, val_labels = train_test_split(
-        images, labels, test_size=min(5_000, len(images) // 6), stratify=labels, random_state=seed)
-    return (train_images, train_labels), (val_images, val_labels), *mean_std(images)
+    return *hold_out(images, labels, seed=seed), *mean_std(images)
 
 
-def find_idx(root: str | os.PathLike, name: str) -> Path:
-    """The file of that name below root, or in root itself, or gzipped; FileNotFoundError where all are missing."""
+def digest(*arrays: np.ndarray) -> str:
+    """The SHA-256 of the bytes of some arrays, in hexadecimal: equal for equal data."""
+    sha256 = hashlib.sha256()
+    for array in arrays:
+        sha256.update(np.ascontiguousarray(array).data)
+    return sha256.hexdigest()
+
+
+def find_idx(root: str | os.PathLike[str], name: str) -> Path:
+    """Find a file of FILES below `root`, or directly in `root`, plain or gzipped; raises FileNotFoundError for none."""
     path = Path(root, name).resolve()
-    for folder in (path.parent, Path(root).resolve()):  # some publish all four files in one folder
+    for folder in (path.parent, Path(root).resolve()):  # some data sets have all four files in one folder
         for candidate in (folder / path.name, folder / f"{path.name}.gz"):
             if candidate.exists():
                 return candidate
@@ -198,9 +219,9 @@ def find_idx(root: str | os.PathLike, name: str) -> Path:
 def mean_std(images: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of all pixels of uint8 images (N, ...), on the scale 0 to 1.
 
-    Exact up to the last rounding: both follow from the integer histogram h of the 256 grey
-    levels v, as mean = Σhv / Σh and variance = Σhv² / Σh - mean². Raises ValueError for pixels
-    of another type, or none.
+    Both follow from the histogram h of the 256 grey levels v, in integers, and are exact up to the last
+    rounding: mean = Σhv / Σh, variance = Σhv² / Σh - mean². Raises ValueError where the pixels have
+    another type, or there are none.
     """
     if images.dtype != np.uint8 or not images.size:
         raise ValueError(f"needs at least one uint8 pixel, got {images.dtype} of the shape {images.shape}")
@@ -214,18 +235,18 @@ def mean_std(images: np.ndarray) -> tuple[float, float]:
 def normalize(images: np.ndarray | Tensor, mean: float, std: float) -> Tensor:
     """Images (N, 28, 28) of grey levels 0 to 255 → the network's input (N, 1, 28, 28), float32.
 
-    `mean` and `std` are on the scale 0 to 1, as `mean_std` gives them; images that have them
-    come out with mean 0 and deviation 1.
+    `mean` and `std` are on the scale 0 to 1, as `mean_std` returns them. Pixels with this mean and
+    standard deviation get mean 0 and standard deviation 1.
     """
-    # a tensor goes as it is: through as_tensor, an exported program would keep to one device
+    # a tensor stays as it is: as_tensor would tie an exported program to one device
     pixels = images if isinstance(images, Tensor) else torch.from_numpy(images)
     return (pixels.unsqueeze(1).float() - 255 * mean) / (255 * std)
 
 
 def batches(indices: Tensor, size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-    """The given indices (N,), each once and in a random order, `size` at a time; the last batch may be short.
+    """The indices (N,) in random order, in batches of `size`; the last batch may be shorter.
 
-    What they index is gathered batch by batch, so an epoch needs no second copy of the images.
+    An epoch over indices needs no second copy of the images.
     """
     order = torch.randperm(len(indices), generator=generator).to(indices.device)
     yield from indices[order].split(size)

@@ -1,1 +1,1 @@
-"""A web page on which people draw digits: what it reads from its surroundings, and the database that keeps drawings."""
+"""A web page on which people draw digits, its settings, and the database that keeps the drawings."""

@@ -1,4 +1,4 @@
-"""Serve the page: python -m app, or `make app`. It prints its address, and ends with Ctrl-C.
+"""Serve the page: python -m app, or `make app`. It prints its address. Ctrl-C stops it.
 
 The settings come from options, from the environment, or from a file `.env`: see app/settings.py.
 """
@@ -19,25 +19,28 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
     options = argparse.ArgumentParser(prog="python -m app", description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this "
                                                              "machine alone)")
-    options.add_argument("--port", type=_port, help="the port (default: the first free one from 7860 on)")
+    options.add_argument("--port", type=_port, help="the port (default: the first free one from 7860 up)")
     options.add_argument("--user", help="ask visitors for this name and a password (default: APP_USER)")
-    options.add_argument("--password", help="that password; better in APP_PASSWORD, where no other user sees it")
+    options.add_argument("--password", help="the password for that name; APP_PASSWORD is safer, because other "
+                                             "users of this machine can see the options of a command")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how services are ended
+    """Run the page until Ctrl-C or SIGTERM. Returns the exit status: 0, or 2 where the page cannot be served."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop a process with SIGTERM
     options = parser().parse_args(arguments)
     try:
         page, address = serve(options)
         print(f"Draw at {address} (Ctrl-C ends it)", flush=True)
         try:
             while True:
-                time.sleep(60)  # which Ctrl-C interrupts on Windows, too
+                time.sleep(60)  # Ctrl-C interrupts this on Windows, too
         finally:
             page.stop()
     except KeyboardInterrupt:
@@ -48,16 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def serve(options: argparse.Namespace) -> tuple["Page", str]:
-    """Start the page, and say what a person should know of it; OSError or ValueError where it cannot be."""
+    """Start the page and print warnings to stderr. Returns the page and its address.
+
+    Raises OSError where a file cannot be read or the address cannot be used, and ValueError where a
+    setting or the weights file is invalid.
+    """
     settings = read_settings()
     user, password = options.user or settings.user, options.password or settings.password
     if bool(user) != bool(password):
-        raise ValueError("a user needs a password, and a password a user")
-    torch.set_num_threads(1)  # one picture is too small a task to share, and many come at once
-    from mnist_predict import MNISTPredictor  # slow to import
+        raise ValueError("a user name and a password go together: give both, or neither")
+    torch.set_num_threads(1)  # one picture is too little work to split among threads, and many arrive at once
+    from mnist.predict import MNISTPredictor  # slow to import
 
     store, predictor = Store(settings.database), MNISTPredictor(settings.model_path)
-    from app.page import Page  # slow as well
+    from app.page import Page  # also slow to import
 
     if not is_loopback(options.host):
         print(f"python -m app: {options.host} lets other machines in, which may see, label and delete drawings"

@@ -1,4 +1,4 @@
-"""What Gradio does not refuse by itself: messages of any size, those of other sites, and what names nothing here."""
+"""Refuse requests that Gradio would accept: too large, sent by other sites, or naming what does not exist."""
 
 import logging
 from urllib.parse import urlsplit
@@ -15,17 +15,22 @@ UPLOAD = f"{API_PREFIX}/upload"
 
 
 class TooLarge(Exception):
-    """A message is longer than was allowed."""
+    """The body of a request is longer than allowed."""
 
 
 class Guard:
-    """ASGI middleware: 413 for bodies of more than `most` bytes, or `upload` for files; 403 for what others may not do.
+    """ASGI middleware that refuses requests with a one-sentence answer.
 
-    Any page that is open in the same browser could else label or delete drawings. Browsers say
-    where a request comes from, which no page can change: in Sec-Fetch-Site to servers that they
-    hold for safe, in Origin to all. A server that is `local` answers to this machine's names alone,
-    or another site could take its address for its own (DNS rebinding). Addresses in a path are
-    refused because Gradio would fetch for everybody what they name.
+    The status is 413 where the body is longer than `most` bytes (for uploads, than `upload` bytes),
+    403 where the request comes from another site or its path contains an address, and 400 where it
+    names something that this page does not have.
+
+    Without this, any other page open in the same browser could label or delete drawings. Browsers
+    state where a request comes from, and no page can change that: in the header Sec-Fetch-Site for
+    servers that they consider secure, and in Origin for all servers. With `local`, the header Host
+    must be a name of this machine: otherwise another site could make its own name point to this
+    server (DNS rebinding). A path must not contain an address, because Gradio would fetch from that
+    address for anybody.
     """
 
     def __init__(self, app: ASGIApp, most: int, upload: int, local: bool) -> None:
@@ -53,29 +58,29 @@ class Guard:
         async def sent(message: Message) -> None:
             nonlocal started
             if length > most:
-                raise TooLarge  # Gradio has taken the first one for a mistake in the message
+                raise TooLarge  # Gradio caught the first one, and is about to call the message malformed
             started = True
             await send(message)
 
         if "://" in scope["path"] or scope["path"].startswith(f"{API_PREFIX}/proxy"):
             return await answer("this page fetches nothing from elsewhere", 403)
         if self.local and not is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
-            return await answer("this page goes by the names of this machine alone", 403)
+            return await answer("open this page under localhost or 127.0.0.1: it answers to no other name", 403)
         if not reads and _is_foreign(headers):
-            return await answer("this page answers to itself alone", 403)
+            return await answer("this page accepts no changes from other sites", 403)
         try:
             if int(headers.get("content-length", 0)) > most:
                 raise TooLarge
             await self.app(scope, counted, sent)
         except TooLarge:
             await answer("the message is too large", 413)
-        except (FnIndexInferError, KeyError, TypeError) as error:  # Gradio looks up whatever a message names
+        except (FnIndexInferError, KeyError, TypeError) as error:  # Gradio does not check the names it looks up
             LOG.warning("%s %r: %r", scope["method"], scope["path"], error)
-            await answer("the message names nothing on this page", 400)
+            await answer("the message names something that this page does not have", 400)
 
 
 def _is_foreign(headers: Headers) -> bool:
-    """Whether a browser has sent it for a page of another site."""
+    """Whether a browser has sent the request for a page of another site."""
     if "sec-fetch-site" in headers:
         return headers["sec-fetch-site"] not in ("same-origin", "none")
     return "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host")

@@ -1,11 +1,11 @@
-// The list of drawings: a label is saved when it is chosen, and shows once it is; a drawing goes at the second click.
+// The list of drawings. A chosen label is sent to the server, and shown once it is saved. Deleting takes two clicks.
 
-function settle() {        // rows are used again for other drawings, with what was chosen in them
+function settle() {        // Gradio reuses rows for other drawings, but keeps what was chosen in them
   for (const select of element.querySelectorAll("select")) select.value = select.dataset.value;
   for (const button of element.querySelectorAll("button.sure")) calm(button);
 }
 
-function nameDays() {      // for screen readers: Gradio's fields for a day have no names
+function nameDays() {      // for screen readers: Gradio's date fields have no names
   for (const day of document.querySelectorAll(".day")) {
     const name = day.querySelector("span").textContent.trim();
     day.querySelector("input").setAttribute("aria-label", name);
@@ -21,7 +21,7 @@ function calm(button) {
 element.addEventListener("change", (event) => {
   if (!event.target.matches("select")) return;
   const label = event.target.value;
-  event.target.value = event.target.dataset.value;  // the new one shows once the server has it
+  event.target.value = event.target.dataset.value;  // the new label is shown once it is saved
   trigger("input", { id: Number(event.target.closest("tr").dataset.id), label });
 });
 

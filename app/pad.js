@@ -1,21 +1,21 @@
-// The drawing surface: strokes on a canvas, answers while drawing, and what was drawn kept by the server.
-// Gradio calls this with `element` (what pad.html became) and `server` (the page's functions).
+// The drawing surface. It paints strokes, asks for answers while people draw, and sends finished drawings to be kept.
+// Gradio runs this with `element` (the DOM element of pad.html) and `server` (the page's functions).
 
 const SIDE = 280;          // pixels of the picture that is sent
-const BRUSH = 20;          // of it: about what MNIST's strokes come to on a digit that fills the paper
-const PAUSE = 700;         // ms without a stroke after which a drawing counts as finished, and is kept
-const REST = 2;            // times as long as the last answer took, before the next question: where many draw, none queues
-const MOST_REST = 500;     // ms
-const AGAIN = 4000;        // ms until the server is asked once more to keep what it could not
+const BRUSH = 20;          // pixels of it: about the stroke width of MNIST, for a digit that fills the paper
+const PAUSE = 700;         // ms without a stroke, after which a drawing is finished and sent to be kept
+const REST = 2;            // times the last answer's duration: the wait before the next question, so that none pile up
+const MOST_REST = 500;     // ms, the longest such wait
+const AGAIN = 4000;        // ms until a drawing that was not kept is sent again
 
 const find = (name) => element.querySelector(name);
 const canvas = find("canvas"), context = canvas.getContext("2d");
 const labels = find(".labels"), notice = find(".notice");
 
 let strokes = [];          // each a list of [x, y], 0 to 1
-let pointer = null;        // the one that draws; others, such as a resting palm, are not heard
+let pointer = null;        // the id of the one that draws; others, such as a resting palm, are ignored
 let key = newKey();
-let version = 0;           // of the drawing, so that late answers to an earlier one are dropped
+let version = 0;           // grows with each change of the drawing
 let answered = 0, asking = false, lost = false, label = null, pauseTimer = null;
 const waiting = new Map(); // drawings that the server has not confirmed, by key
 
@@ -26,12 +26,12 @@ function newKey() {        // crypto.randomUUID is missing on pages without http
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-async function call(name, message) {   // where the server fails, Gradio's promise holds nothing
+async function call(name, message) {   // where the server fails, Gradio's promise has no value
   const reply = await server[name](message).catch(() => null);
   if (reply) return reply;
   const status = await fetch("config").then((response) => response.status, () => 0);
-  return { problem: status === 401 ? "The page wants its password again: log in in another tab, and this one goes on"
-    : status === 200 ? "The server could not answer: reload the page if that goes on"
+  return { problem: status === 401 ? "The page needs its password again: log in in another tab, then continue here"
+    : status === 200 ? "The server could not answer: reload the page if this happens again"
     : "The server does not answer: is it still running?" };
 }
 
@@ -44,7 +44,7 @@ function paint(target, width) {
   for (const stroke of strokes) {
     target.beginPath();
     target.moveTo(stroke[0][0] * width, stroke[0][1] * width);
-    target.lineTo(stroke[0][0] * width + 0.01, stroke[0][1] * width);  // else a dot leaves no ink
+    target.lineTo(stroke[0][0] * width + 0.01, stroke[0][1] * width);  // otherwise a dot leaves no ink
     for (const [x, y] of stroke) target.lineTo(x * width, y * width);
     target.stroke();
   }
@@ -56,10 +56,10 @@ function repaint() {
   paint(context, width);
   find(".hint").hidden = strokes.length > 0;
   find(".clear").disabled = strokes.length === 0;
-  find(".undo").disabled = strokes.length === 0 || label !== null;  // a label belongs to all of the strokes
+  find(".undo").disabled = strokes.length === 0 || label !== null;  // a label is for the whole drawing
 }
 
-function picture() {       // base64 of a PNG file: the ink, opaque on nothing
+function picture() {       // base64 of a PNG file: opaque ink on a transparent background
   const copy = document.createElement("canvas");
   copy.width = copy.height = SIDE;
   paint(copy.getContext("2d"), SIDE);
@@ -76,7 +76,7 @@ canvas.addEventListener("pointerdown", (event) => {
   event.preventDefault();
   canvas.focus({ preventScroll: true });
   canvas.setPointerCapture(event.pointerId);
-  if (label !== null) fresh();           // the last one has its label: this begins the next
+  if (label !== null) fresh();           // the drawing has its label: this stroke begins the next
   pointer = event.pointerId;
   clearTimeout(pauseTimer);
   strokes.push([place(event)]);
@@ -98,7 +98,7 @@ for (const end of ["pointerup", "pointercancel"]) {
   });
 }
 
-// else a phone takes a quick stroke for a swipe, and ignores what is tapped while that would go on
+// otherwise a phone takes a quick stroke for a swipe, and ignores taps while that swipe would last
 canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
 
 function changed() {
@@ -117,14 +117,14 @@ function undo() {
   changed();
 }
 
-function clear() {         // what nobody has waited for is not kept
+function clear() {         // a drawing that is cleared before the pause is not kept
   if (pointer !== null) return;
   clearTimeout(pauseTimer);
   pauseTimer = null;
   fresh();
 }
 
-function fresh() {         // an empty paper; what was on it stays kept, or waits for that
+function fresh() {         // an empty paper; the last drawing stays kept, or waits to be kept
   strokes = [];
   key = newKey();
   version += 1;
@@ -137,10 +137,10 @@ function fresh() {         // an empty paper; what was on it stays kept, or wait
 
 // answers
 
-async function ask() {     // one question at a time; what has changed meanwhile is asked next
+async function ask() {     // one question at a time; the next one includes all changes made meanwhile
   if (asking) return;
   asking = true;
-  find(".verdict").setAttribute("aria-busy", "true");  // screen readers wait for the answer to all of it
+  find(".verdict").setAttribute("aria-busy", "true");  // screen readers wait for the final answer
   while (answered !== version) {
     const now = version, asked = key, sent = performance.now();
     const answer = await call("recognise", { picture: picture() });
@@ -176,7 +176,7 @@ function show(answer) {
   for (const button of labels.querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(label !== null && Number(button.value) === label));
   }
-  canvas.dataset.answered = String(digit ?? "");   // for who watches from outside: tests and the benchmark
+  canvas.dataset.answered = String(digit ?? "");   // read by the tests and the benchmark
 }
 
 // keeping
@@ -192,7 +192,7 @@ function keep() {
 
 let sending = false, again = null;
 
-async function send() {    // one at a time, oldest first; confirmed ones leave the list
+async function send() {    // one drawing at a time, oldest first; confirmed drawings leave the list
   if (sending) return;
   sending = true;
   let problem = "";
@@ -214,7 +214,7 @@ async function send() {    // one at a time, oldest first; confirmed ones leave 
   }
   sending = false;
   tell(problem);
-  if (lost && !problem && strokes.length) {            // the server is back
+  if (lost && !problem && strokes.length) {            // the server is back: ask again
     version += 1;
     ask();
   }
@@ -243,7 +243,7 @@ function name(digit) {
 
 window.addEventListener("beforeunload", (event) => {
   if (pauseTimer !== null) keep();
-  if (waiting.size) event.preventDefault();  // the browser asks whether to leave what is not kept
+  if (waiting.size) event.preventDefault();  // the browser asks before it loses drawings
 });
 
 // the page

@@ -1,10 +1,10 @@
-"""The page on which digits are drawn and read: one definition for a notebook's cell and for a page of its own.
+"""The page on which people draw digits and the network reads them. It opens in a notebook's cell or in a browser.
 
     app = Page(predictor, store)
     address = app.start()          # in a notebook, the cell shows the page
     app.stop()
 
-Gradio serves it, from files of its own alone: the page asks no other machine for anything.
+Gradio serves the page with all the files that it needs: the browser contacts no other machine.
 """
 
 import atexit
@@ -24,7 +24,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-# before Gradio is imported; its own folder for uploads, so that no other program's are served
+from mnist.picture import MIN_WORKING_SIDE, PictureError, read_picture, to_mnist
+from mnist.predict import MNISTPredictor, Prediction
+
+# Gradio reads both variables when it is imported. It serves every file in its upload folder, so this page needs
+# a folder of its own: the usual one may hold the uploads of other programs.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 if "GRADIO_TEMP_DIR" not in os.environ:
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="mnist-page-")
@@ -41,22 +45,20 @@ from app.guard import Guard
 from app.settings import is_loopback
 from app.store import Store, StoreError
 from app.table import Filter
-from mnist_picture import FEWEST, PictureError, read_picture, to_mnist
-from mnist_predict import MNISTPredictor, Prediction
 from mnist_utils import FILES, write_idx
 
 HERE = Path(__file__).parent
-DRAWING_BYTES = 200_000  # of a drawing's PNG file; one of 280 × 280 pixels has about 5,000
-DRAWING_SIDE = 400  # pixels; pad.js sends 280, and none may keep the server busy for long
-MARGIN = 20  # pixels of paper around what is read of a drawing
-UPLOAD_BYTES = 20_000_000
-MESSAGE_BYTES = 1_000_000  # of every other request
-QUEUE = 50  # requests that may wait for each other; drawing asks without waiting
-SESSIONS = 200  # of which Gradio remembers something, 70 kB each
+DRAWING_BYTES = 200_000  # largest PNG file of a drawing; one of 280 × 280 pixels has about 5,000
+DRAWING_SIDE = 400  # pixels, at most: pad.js sends 280, and a larger drawing would keep the server busy
+MARGIN = 20  # pixels of paper kept around the ink when a drawing is read
+UPLOAD_BYTES = 20_000_000  # largest uploaded file
+MESSAGE_BYTES = 1_000_000  # largest body of any other request
+QUEUE = 50  # requests that may wait; answers while drawing do not go through this queue
+SESSIONS = 200  # browser windows whose state Gradio keeps in memory, 70 kB each
 ROWS = 20  # drawings on one page of the history
-LATEST = 12  # drawings in the statistics
-TEST_SHARE = 5  # each so many-th drawing is exported to test on
-# Gradio's own weights are 400 and 600, but its file for 600 lacks the letters
+LATEST = 12  # most recent drawings shown in the statistics
+TEST_SHARE = 5  # one of this many drawings is exported to the test split
+# by default Gradio uses the weights 400 and 600, but its font file for 600 contains no letters
 THEME = gr.themes.Default(primary_hue="blue", font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)),
                                                     "ui-sans-serif", "system-ui", "sans-serif"])
 ANY = "any"
@@ -71,9 +73,14 @@ class Page:
 
     def start(self, host: str = "127.0.0.1", port: int | None = None, user: str | None = None,
               password: str | None = None, inline: bool | None = None) -> str:
-        """Serve the page in the background and return its address; OSError where the port is taken."""
+        """Serve the page in the background and return its address.
+
+        Without a port it takes the first free one from 7860 up. With `user` and `password`, visitors
+        must log in. `inline` says whether a notebook's cell shows the page; None means that it does
+        wherever there is a notebook. Raises OSError where the address or the port cannot be used.
+        """
         host = host.strip("[]")
-        try:  # Gradio would say neither which address failed nor why
+        try:  # Gradio's own error gives neither the address nor the reason
             socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
         except OSError as error:
             raise OSError(f"cannot listen on {host}{f', port {port}' if port else ''}: {error.strerror}") from error
@@ -87,14 +94,20 @@ class Page:
         return address
 
     def stop(self) -> None:
-        """End the server; what it has confirmed as kept is kept."""
+        """Stop the server. Drawings that it has confirmed as kept stay kept."""
         self.blocks.close(verbose=False)
         self.store.close()
 
     # drawing: called by pad.js
 
     def recognise(self, message: dict) -> dict:
-        """The answer to a drawing, which is not kept."""
+        """Read a drawing without keeping it.
+
+        The message holds "picture", base64 of a PNG file. The answer holds "digit" (None where the
+        drawing is not exactly one digit), "confidence", "probabilities", "reason" (why not to trust
+        it, or empty) and "seen" (the network's input as a data URL). Where the picture cannot be
+        read, the answer holds only "problem", a sentence.
+        """
         try:
             answer = self.predictor.predict(_inked(_drawing(message)), "dark")
         except PictureError as error:
@@ -103,11 +116,17 @@ class Page:
                 "reason": answer.reason, "seen": views.data_url(answer.picture) if answer.digit is not None else None}
 
     def keep(self, message: dict) -> dict:
-        """Keep a drawing, with its label if there is one; "id" is there only once it is on the disk."""
+        """Keep a drawing, with its label if there is one.
+
+        The message holds "picture", base64 of a PNG file, "drawing", its key, and "label", a digit or
+        None. The answer holds "id", "digit" and "score" once the drawing is on the disk. Where the
+        message holds no drawing of a digit, "id" is None and "reason" says why. Where the database
+        fails, the answer holds only "problem", a sentence; the same message may be sent again.
+        """
         try:
             picture = _drawing(message)
             drawing, label = _key(message.get("drawing")), message.get("label")
-            if label is not None and not (type(label) is int and label in range(10)):  # True is no label
+            if label is not None and not (type(label) is int and label in range(10)):  # True would pass as 1
                 raise ValueError("the label is no digit")
             answer = self.predictor.predict(_inked(picture), "dark")
         except ValueError as error:
@@ -123,7 +142,7 @@ class Page:
         return {"id": row, "digit": answer.digit, "score": "" if label is None else self.state()["score"]}
 
     def state(self, message: None = None) -> dict:
-        """The score so far, or why nothing is being kept."""
+        """The score so far in "score", or the reason why nothing is being kept in "problem"."""
         try:
             return {"problem": None, "score": views.score(*self.store.score())}
         except StoreError as error:
@@ -136,7 +155,11 @@ class Page:
     # reading a picture
 
     def read(self, file: str | None, keep: bool) -> tuple[dict, Image.Image | None, str]:
-        """The digits in a picture as values, the picture with their boxes, and what the network saw."""
+        """Read the digits in a picture file, and keep them if asked to.
+
+        Gives the digits as values, the picture with a box around each digit, and HTML that shows
+        what the network saw of each. Raises gr.Error, a sentence, where the picture cannot be read.
+        """
         if file is None:
             raise gr.Error("choose a picture first", print_exception=False)
         try:
@@ -145,7 +168,8 @@ class Page:
         except PictureError as error:
             raise gr.Error(str(error).replace(f"{file:.100}", "the file"), print_exception=False) from error
         except MemoryError as error:
-            raise gr.Error("the picture is too large for this machine", print_exception=False) from error
+            raise gr.Error("the picture is too large for this machine's memory: choose a smaller one",
+                           print_exception=False) from error
         notes = list(digits[0].notes) if digits else ["it is blank: there is no ink to be seen"]
         found = [{"digit": one.digit, "confidence": round(one.confidence, 4), "trusted": one.trusted,
                   "reason": one.reason, "box": one.box} for one in digits]
@@ -155,7 +179,11 @@ class Page:
         return {"digits": found, "notes": notes}, boxed, views.cards(digits, notes)
 
     def _keep_all(self, digits: list[Prediction], file: str) -> str:
-        """Keep each digit as the network saw it, once for each file; how many, and why not all."""
+        """Keep each digit as the network saw it. Returns a note: how many were kept, and why not all.
+
+        A digit's key comes from `file`, the hash of the picture file, and from its box. So a file
+        that is read again adds no new drawings.
+        """
         digits, kept = [one for one in digits if one.digit is not None], 0
         try:
             for one in digits:
@@ -163,19 +191,24 @@ class Page:
                 kept += 1
         except StoreError as error:
             return f"{kept} of {len(digits)} kept: {error}"
-        return f"{kept} kept, to be labelled in the history"
+        return f"{kept} kept: label them on the History tab"
 
     # statistics
 
     def statistics(self) -> str:
-        """What the tab of this name shows."""
+        """The HTML of the Statistics tab. Raises StoreError where the database fails."""
         return views.statistics(self.store.statistics(), self.store.search(limit=LATEST))
 
     # history
 
     def history(self, predicted: str, label: str, verdict: str, since: datetime | None, until: datetime | None,
                 most: float, page: float) -> tuple[list[dict], str, int]:
-        """The wanted drawings of one page, how many there are, and the page itself where that one is past the end."""
+        """One page of the drawings that match the filters, most recent first.
+
+        Gives the drawings as history.js shows them, a line with their number, and the page's number:
+        the last page where `page` is past the end. `most` is in percent. Raises StoreError where the
+        database fails, and ValueError where a filter is invalid.
+        """
         wanted = _filter(predicted, label, verdict, since, until, most)
         count = self.store.count(wanted)
         last = max(1, math.ceil(count / ROWS))
@@ -185,7 +218,7 @@ class Page:
         return [views.listed(row) for row in rows], text, page
 
     def relabel(self, event: gr.EventData) -> None:
-        """Correct the label of a drawing, or take it back."""
+        """Change the label of a drawing, or remove it."""
         self.store.label(_number(event, "id") or 0, _number(event, "label"))
 
     def remove(self, event: gr.EventData) -> None:
@@ -194,7 +227,7 @@ class Page:
 
     def csv(self, predicted: str, label: str, verdict: str, since: datetime | None, until: datetime | None,
             most: float) -> dict:
-        """A CSV file of the wanted drawings."""
+        """Export the drawings that match the filters as a CSV file."""
         path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]), "drawings.csv")
         try:
             with open(path, "w", encoding="utf-8", newline="") as file:
@@ -205,14 +238,15 @@ class Page:
         return gr.update(value=str(path), visible=True)
 
     def idx(self) -> dict:
-        """A ZIP file with all labelled drawings as IDX files, laid out as dataset/ is."""
+        """Export all labelled drawings as a ZIP file of IDX files, which have the same names as those in dataset/."""
         parts: dict[str, list] = {"train": [], "test": []}
-        for number, picture, label in self.store.labelled():  # by the number, so that a drawing stays where it is
+        for number, picture, label in self.store.labelled():  # in every export, a drawing is in the same split
             parts["train" if number % TEST_SHARE else "test"].append((to_mnist(picture), label))
         if not parts["train"]:
             parts = {"train": parts["test"], "test": []}
         if not parts["train"]:
-            raise gr.Error("no drawing has a label yet: say what some of them are first", print_exception=False)
+            raise gr.Error("no drawing has a label yet: label some on the Draw or the History tab first",
+                           print_exception=False)
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
         with zipfile.ZipFile(folder / "drawings.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for split, part in parts.items():
@@ -226,7 +260,7 @@ class Page:
     # the page itself
 
     def _build(self) -> gr.Blocks:
-        storing = anyio.CapacityLimiter(8)  # threads of its own, so that all else goes on while it waits for a database
+        storing = anyio.CapacityLimiter(8)  # own threads: waiting for a database delays nothing else
         with gr.Blocks(title="Draw a digit", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             gr.Markdown("# Draw a digit\nA network of 21,840 parameters says which one it is. "
                         "All of it happens on this machine: nothing is sent anywhere else.")
@@ -285,7 +319,7 @@ class Page:
             as_csv = gr.Button("Export these as CSV")
             as_idx = gr.Button("Export all labelled ones as IDX files")
         export = gr.File(label="Export", interactive=False, visible=False, elem_id="export")
-        gr.Markdown("To teach the network your hand, unpack the IDX export into a folder and run\n\n"
+        gr.Markdown("To train the network on your handwriting, unpack the IDX export into a folder and run\n\n"
                     "`python run_model.py --mode train --resume --data FOLDER`")
         wanted = [predicted, label, verdict, since, until, most]
         shown = [rows, count, page]
@@ -307,10 +341,10 @@ class Page:
 
 
 def _served(function: Callable[[Any], dict], limiter: anyio.CapacityLimiter | None = None) -> Callable:
-    """The function as pad.js calls it, in one of the limiter's threads.
+    """Wrap a function for pad.js, so that it runs in one of the limiter's threads.
 
-    Without a limiter it runs at once, in the server's own thread: what takes 5 ms there takes 7 in
-    another one, and under load 9, because Python lets only one of them work at a time.
+    Without a limiter it runs in the server's own thread. An answer that takes 5 ms there takes 7 ms
+    in another thread, and 9 ms under load, because Python runs only one thread at a time.
     """
     async def served(message):
         if limiter is None:
@@ -322,7 +356,7 @@ def _served(function: Callable[[Any], dict], limiter: anyio.CapacityLimiter | No
 
 
 def _plainly(function: Callable) -> Callable:
-    """The function, with what the database reports shown on the page, and nothing in the server's log."""
+    """Wrap a function, so that the page shows its StoreError or ValueError, and the server's log does not."""
     @functools.wraps(function)
     def shown(*arguments):
         try:
@@ -337,7 +371,7 @@ def _file(name: str) -> str:
 
 
 def _drawing(message: dict) -> Image.Image:
-    """The picture in a message from pad.js; PictureError for what is none, or too large."""
+    """The picture in a message from pad.js. Raises PictureError where it is missing, damaged or too large."""
     text = message.get("picture") if isinstance(message, dict) else None
     if not isinstance(text, str) or len(text) > DRAWING_BYTES * 4 // 3:
         raise PictureError("the drawing is missing or too large")
@@ -346,18 +380,18 @@ def _drawing(message: dict) -> Image.Image:
         if max(picture.size) <= DRAWING_SIDE:
             picture.load()
     except Exception as error:  # Pillow raises a dozen types for damaged files
-        raise PictureError("the drawing is no PNG file, or a damaged one") from error
+        raise PictureError("the drawing is not a PNG file, or it is damaged") from error
     if max(picture.size) > DRAWING_SIDE:
         raise PictureError("the drawing is too large")
     return picture
 
 
 def _inked(picture: Image.Image) -> Image.Image:
-    """The part that is drawn on, with what reading it needs of the paper: it takes time by the pixel."""
+    """Crop a drawing to its ink and the paper that reading needs around it, because each pixel takes time."""
     left, top, right, bottom = picture.getbbox() or (0, 0, *picture.size)
     edges = []
     for low, high, side in ((left, right, picture.width), (top, bottom, picture.height)):
-        length = min(max(high - low + 2 * MARGIN, FEWEST), side)  # a smaller one would be enlarged
+        length = min(max(high - low + 2 * MARGIN, MIN_WORKING_SIDE), side)  # read_picture enlarges smaller ones
         start = min(max((low + high - length) // 2, 0), side - length)
         edges.append((start, start + length))
     (left, right), (top, bottom) = edges
@@ -365,12 +399,12 @@ def _inked(picture: Image.Image) -> Image.Image:
 
 
 def _grey(picture: Image.Image) -> Image.Image:
-    """The picture in grey, on paper."""
+    """The drawing in grey: dark ink on white paper."""
     return Image.fromarray(np.rint(255 * read_picture(picture).grey).astype(np.uint8))
 
 
 def _key(text: Any) -> uuid.UUID:
-    """A drawing's key, as pad.js makes them."""
+    """The key of a drawing, which pad.js makes. Raises ValueError where the text is none."""
     try:
         return uuid.UUID(text)
     except (AttributeError, TypeError, ValueError) as error:
@@ -378,7 +412,7 @@ def _key(text: Any) -> uuid.UUID:
 
 
 def _number(event: gr.EventData, name: str) -> int | None:
-    """A number that history.js sends along, or None where it is left empty."""
+    """A number in an event of history.js, or None where it is empty. Raises ValueError where it is no number."""
     value = getattr(event, name, None)
     if value in ("", None):
         return None

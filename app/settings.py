@@ -1,9 +1,9 @@
-"""The page's settings, from the environment and from a file `.env` in the current folder.
+"""Read the page's settings from the environment and from a file `.env` in the current folder.
 
     >>> settings = read_settings()
-    >>> settings.database    # sqlite:///predictions.db, where nothing is set
+    >>> settings.database    # sqlite:///predictions.db by default
 
-The environment wins over the file, and an empty value counts as none.
+An environment variable overrides the file. An empty value counts as not set.
 """
 
 import ipaddress
@@ -20,15 +20,15 @@ DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg",
 
 
 class SettingsError(ValueError):
-    """A setting cannot be used; the message names the variable and never what is secret in it."""
+    """A setting cannot be used. The message names the variable, and never contains a secret."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the page needs to know; no password shows when it is printed.
+    """The page's settings. Printing them shows no password.
 
-    `database` has its driver named, `model_path` is the weights file, and `user` and `password`,
-    both or neither, are what the page asks of its visitors.
+    `database` includes the driver. `model_path` is the weights file. Visitors log in with `user` and
+    `password`; where both are None, they need not log in.
     """
 
     database: URL
@@ -38,15 +38,19 @@ class Settings:
 
 
 def read_settings() -> Settings:
-    """Read the settings; SettingsError for the first one that cannot be used.
+    """Read the settings. Raises SettingsError for the first one that cannot be used.
 
-    `DATABASE_URL` names the database, or else `POSTGRES_HOST` with `POSTGRES_PORT` (5432),
-    `POSTGRES_DB` (mnist), `POSTGRES_USER` (postgres) and `POSTGRES_PASSWORD`; without either it is
-    the SQLite file `predictions.db`. That file and the weights, unless `MODEL_PATH` names them, are
-    in the folder `MNIST_OUTPUT`, or else the current one. `APP_USER` and `APP_PASSWORD` go together.
+    The database is the first of these that is set:
+    - `DATABASE_URL`;
+    - `POSTGRES_HOST`, with `POSTGRES_PORT` (default 5432), `POSTGRES_DB` (mnist), `POSTGRES_USER`
+      (postgres) and `POSTGRES_PASSWORD`;
+    - by default, the SQLite file `predictions.db` in the folder `MNIST_OUTPUT`.
+
+    `MODEL_PATH` is the weights file (default: `MNIST-MODEL.pth` in the folder `MNIST_OUTPUT`).
+    `MNIST_OUTPUT` is the current folder by default. `APP_USER` and `APP_PASSWORD` go together.
     """
     try:
-        file = dotenv_values(".env", interpolate=False, encoding="utf-8-sig")  # with or without Notepad's mark
+        file = dotenv_values(".env", interpolate=False, encoding="utf-8-sig")  # with or without Windows Notepad's BOM
     except (OSError, UnicodeDecodeError):
         raise SettingsError("the file .env cannot be read: it must be text in UTF-8") from None
     values = {name: value for name, value in {**file, **os.environ}.items() if value}
@@ -59,7 +63,7 @@ def read_settings() -> Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address leads to this machine alone."""
+    """Whether only this machine can reach the host of this name or address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -81,21 +85,21 @@ def _database(values: Mapping[str, str], folder: Path) -> URL:
 def _parsed(text: str) -> URL:
     try:
         url = make_url(text)
-    except (ArgumentError, ValueError):  # whose own words may hold a part of the password
+    except (ArgumentError, ValueError):  # its own message may contain a part of the password
         raise SettingsError("DATABASE_URL cannot be read: write it as postgresql://user:password@host:port/name "
-                            "or sqlite:///file.db, with each sign of the password that is no letter or digit "
-                            "as %40 (@), %3A (:), %2F (/) or %25 (%)") from None
+                            "or sqlite:///file.db, and replace special characters in the password by their codes, "
+                            "such as %40 (@), %3A (:), %2F (/) and %25 (%)") from None
     backend = url.get_backend_name()
     if backend not in DRIVERS:
-        raise SettingsError("DATABASE_URL is of a kind that is not known: it must begin with postgresql:// or sqlite://")
+        raise SettingsError("DATABASE_URL must begin with postgresql:// or sqlite://")
     if backend == "sqlite" and (url.host or url.database in (None, "", ":memory:")):
-        raise SettingsError("DATABASE_URL names no file: write its path behind three slashes, sqlite:///predictions.db")
+        raise SettingsError("DATABASE_URL names no file: write its path after three slashes, sqlite:///predictions.db")
     if backend != "sqlite" and not url.database:
         raise SettingsError("DATABASE_URL names no database: write it at the end, postgresql://user@host/mnist")
     if backend != "sqlite" and text.count("@") > 1:
-        raise SettingsError('DATABASE_URL has more than one "@": write those in the password as %40')
+        raise SettingsError('DATABASE_URL has more than one "@": write each "@" in the password as %40')
     if url.port is not None and not 0 < url.port < 2**16:
         raise SettingsError("DATABASE_URL must have a port from 1 to 65535")
-    if "password" in url.query:  # libpq takes it there as well, but there it would show
+    if "password" in url.query:  # libpq accepts a password there too, but printing the URL would show it
         url = url.set(password=url.query["password"]).difference_update_query(["password"])
     return url.set(drivername=DRIVERS[backend])

@@ -1,12 +1,12 @@
-"""Keep drawings and the answers to them in a database: PostgreSQL, or SQLite in a file.
+"""Keep drawings and the network's answers in a database: PostgreSQL, or SQLite in a file.
 
     >>> store = Store(read_settings().database)
     >>> row = store.save(uuid4(), 7, 0.98, probabilities, png, digest)
     >>> store.label(row, 7)
     >>> store.statistics().accuracy    # 1.0
 
-What a method has returned from saving is on the disk. Where the database is away every method
-raises StoreError, and the next one that finds it back works again.
+Once `save`, `label` or `delete` has returned, the change is on the disk. While the database cannot
+be reached, every method raises StoreError. Once it can be reached again, the methods work again.
 """
 
 import contextlib
@@ -34,23 +34,23 @@ from app.table import EVERYTHING, Base, Filter, Prediction, Statistics, checked_
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 INSERT = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
-MAKING = 0x4D4E495354  # the advisory lock under which PostgreSQL's tables are made
-EXPORT_BATCH = 500  # rows; with their images, some megabytes
+MAKING = 0x4D4E495354  # key of the PostgreSQL advisory lock for creating the table
+EXPORT_BATCH = 500  # rows read at a time: a few megabytes with their images
 
 # seconds
 CONNECT_TIMEOUT = 3
-LOCK_TIMEOUT = 2  # for others to finish, in the database or in this process
+LOCK_TIMEOUT = 2  # waiting for others to finish, in the database or in this process
 STATEMENT_TIMEOUT = 3
-ANSWER_TIMEOUT = 4  # beyond the server's own limit: only one that is frozen or gone reaches it
-QUIET = 1  # after a failed contact, how long no other is tried
+ANSWER_TIMEOUT = 4  # above STATEMENT_TIMEOUT, so that only a frozen or vanished server exceeds it
+QUIET = 1  # after a failure to connect, wait this long before the next attempt
 
 AWAY = "the database cannot be reached: drawings are not being kept"
 BUSY = "the database is busy: try again in a moment"
-FOREIGN = "the table predictions holds a value that no drawing has: repair that row, or name another database"
+FOREIGN = "the table predictions holds an invalid value: repair that row, or name another database in DATABASE_URL"
 CROWDED = "the database server has no connection left: raise its limit, or close other programs"
 UNKNOWN = "the database {name} reports the error {code}: drawings are not being kept"
-FAULTS = {  # by the name of SQLite's error, or the SQLSTATE of PostgreSQL's
-    "SQLITE_BUSY": "the database file {name} is locked by another program: wait for that one, or close it",
+FAULTS = {  # by SQLite's error name, or by PostgreSQL's SQLSTATE
+    "SQLITE_BUSY": "the database file {name} is locked by another program: wait until it is done, or close it",
     "SQLITE_CANTOPEN": "the database file {name} cannot be opened: its folder must exist and be writable",
     "SQLITE_CORRUPT": "the database file {name} is damaged: restore it from a copy, or move it away",
     "SQLITE_FULL": "the disk is full: drawings are not being kept until there is room for {name}",
@@ -58,12 +58,12 @@ FAULTS = {  # by the name of SQLite's error, or the SQLSTATE of PostgreSQL's
     "SQLITE_NOTADB": "the file {name} is not an SQLite database: move it away, or name another in DATABASE_URL",
     "SQLITE_READONLY": "the database file {name} is read-only: make it and its folder writable",
     "25006": "the database {name} is read-only: drawings are not being kept",
-    "42501": "the database {name} does not let this user read and write its table: grant that to POSTGRES_USER",
+    "42501": "the database {name} does not let this user read and write its table: grant POSTGRES_USER these rights",
     "53100": "the database server's disk is full: drawings are not being kept until there is room",
     "55P03": BUSY,
     "57014": "the database takes too long to answer: try again in a moment",
 }
-REFUSALS = {  # by words in PostgreSQL's, which while connecting has no SQLSTATE
+REFUSALS = {  # by words of PostgreSQL's message, because errors while connecting have no SQLSTATE
     "password": "the database refuses the user or the password: check POSTGRES_USER and POSTGRES_PASSWORD, "
                 "or DATABASE_URL",
     "does not exist": "the server has no such database or user: create {name}, or check POSTGRES_DB and "
@@ -74,15 +74,15 @@ REFUSALS = {  # by words in PostgreSQL's, which while connecting has no SQLSTATE
 
 
 class StoreError(Exception):
-    """The database did not do it; the message is one sentence for the page, without secrets or SQL."""
+    """The database could not do it. The message is one sentence for the page, without secrets or SQL."""
 
 
 class MissingError(StoreError):
-    """There is no drawing of that number."""
+    """There is no drawing with this number."""
 
 
 class _Connection(psycopg.Connection):
-    """One that breaks off where the server falls silent, as a frozen one does without any error."""
+    """A connection that closes itself where the server stops answering: a frozen server reports no error."""
 
     def wait(self, gen, interval=0.1, timeout=None):
         try:
@@ -94,11 +94,11 @@ class _Connection(psycopg.Connection):
 
 
 class Store:
-    """The table `predictions` of one database; threads may share a store.
+    """The table `predictions` of one database. Threads may share a store.
 
-    The constructor contacts nothing; the first method that reaches the database makes the table
-    where it is missing. Every method that needs the database raises StoreError where it fails, or
-    where it has a table `predictions` of another shape, which stays as it is.
+    The constructor does not connect. The first method that reaches the database creates the table
+    where it is missing. Every method that needs the database raises StoreError where the database
+    fails, or where its table `predictions` lacks a column; such a table is not changed.
     """
 
     def __init__(self, url: sa.URL) -> None:
@@ -120,11 +120,11 @@ class Store:
             sa.event.listen(self._engine, "connect", _set_up_postgresql)
 
     def close(self) -> None:
-        """Give the connections back; the next method makes new ones."""
+        """Close the connections. The next method opens new ones."""
         self._engine.dispose()
 
     def problem(self) -> str | None:
-        """Why the database cannot be used now, in one sentence, or None where it can."""
+        """A sentence that says why the database cannot be used now, or None where it can."""
         try:
             with self._session() as session:
                 session.execute(sa.select(Prediction.id).limit(1))
@@ -134,11 +134,12 @@ class Store:
 
     def save(self, drawing: uuid.UUID, digit: int, confidence: float, probabilities: Sequence[float],
              image_png: bytes, model_digest: str) -> int:
-        """Keep a drawing and return its number; one that is there already is replaced.
+        """Keep a drawing and return its number.
 
-        That one keeps its number and its true label, and takes the time of this save, so the same
-        call may be repeated after an error. Raises ValueError for a digit, a probability or a
-        picture that is none.
+        `drawing` is its unique key. `confidence` and each of the ten `probabilities` are from 0 to 1.
+        A drawing that is there already is replaced: it keeps its number and its true label, and takes
+        the time of this save. So the same call may be repeated after an error. Raises ValueError
+        where the digit, a probability or the picture is invalid.
         """
         if len(probabilities) != 10:
             raise ValueError(f"there must be ten probabilities, not {len(probabilities)}")
@@ -151,45 +152,49 @@ class Store:
         update = sa.update(Prediction).where(Prediction.drawing == drawing).values(**values)
         insert = INSERT[self._engine.dialect.name](Prediction).values(drawing=drawing, **values)
         upsert = insert.on_conflict_do_update(index_elements=[Prediction.drawing], set_=values)
-        with self._session(writes=True) as session:  # an upsert alone takes a new number even where it updates
+        with self._session(writes=True) as session:  # an upsert alone uses up a number even to update
             known = session.execute(update.returning(Prediction.id)).scalar_one_or_none()
             return known or session.execute(upsert.returning(Prediction.id)).scalar_one()
 
     def label(self, id: int, true_label: int | None) -> None:
-        """Say which digit a drawing shows, or take that back with None.
+        """Set the true label of a drawing, a digit, or remove it with None.
 
-        Raises MissingError where there is no such drawing, and ValueError for another digit.
+        Raises MissingError where there is no such drawing, and ValueError where the label is no digit.
         """
         label = None if true_label is None else checked_digit("true_label", true_label)
         self._change(id, sa.update(Prediction).values(true_label=label))
 
     def delete(self, id: int) -> None:
-        """Delete a drawing; MissingError where there is no such one."""
+        """Delete a drawing. Raises MissingError where there is no drawing with this number."""
         self._change(id, sa.delete(Prediction))
 
     def search(self, wanted: Filter = EVERYTHING, limit: int = 50, offset: int = 0) -> list[Prediction]:
-        """The wanted drawings, newest first: `limit` of them at most, without the first `offset`."""
+        """The drawings that match the filter, most recent first.
+
+        Skips the first `offset` of them and returns at most `limit`. Raises ValueError where `limit`
+        is less than 1 or `offset` less than 0.
+        """
         if not (0 < limit < 2**31 and 0 <= offset < 2**31):
-            raise ValueError(f"there cannot be a page of {limit} drawings after the first {offset}")
+            raise ValueError(f"a page needs a limit from 1 and an offset from 0, below 2**31, not {limit} and {offset}")
         newest_first = Prediction.timestamp.desc(), Prediction.id.desc()
         query = sa.select(Prediction).where(*wanted.conditions()).order_by(*newest_first)
         with self._session() as session:
             return list(session.scalars(query.limit(limit).offset(offset)))
 
     def count(self, wanted: Filter = EVERYTHING) -> int:
-        """How many drawings are wanted."""
+        """How many drawings match the filter."""
         with self._session() as session:
             return session.execute(sa.select(sa.func.count(Prediction.id)).where(*wanted.conditions())).scalar_one()
 
     def score(self) -> tuple[int, int, int]:
-        """How many drawings there are, how many of these have a label, and how many of those were read right."""
+        """The number of all drawings, of the labelled drawings, and of the labelled drawings that were read right."""
         counts = sa.func.count(Prediction.id), sa.func.count(Prediction.true_label), sa.func.count(
             sa.case((Prediction.true_label == Prediction.predicted_digit, 1)))
         with self._session() as session:
             return tuple(session.execute(sa.select(*counts)).one())
 
     def statistics(self) -> Statistics:
-        """Count all drawings, in the database itself."""
+        """Count all drawings. The database counts, so no images are read."""
         steps = (sa.case((Prediction.confidence >= edge / 10, 1), else_=0) for edge in range(1, 10))
         cells = sa.select(Prediction.true_label, Prediction.predicted_digit, sum(steps).label("bin"), sa.func.count()) \
             .group_by(Prediction.true_label, Prediction.predicted_digit, "bin")
@@ -197,7 +202,7 @@ class Store:
             .group_by("day").order_by("day")
         confusion, histogram = np.zeros((10, 10), int), np.zeros((10, 3), int)
         with self._session() as session:
-            if self._engine.dialect.name == "postgresql":  # so that both see one moment, as they do in SQLite
+            if self._engine.dialect.name == "postgresql":  # both queries must see the same moment
                 session.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
             for label, digit, tenth, count in session.execute(cells):
                 histogram[tenth, 2 if label is None else int(label != digit)] += count
@@ -206,11 +211,11 @@ class Store:
             return Statistics(confusion, histogram, dict(session.execute(days).all()))
 
     def export_csv(self, file: TextIO, wanted: Filter = EVERYTHING) -> None:
-        """Write the wanted drawings as CSV, without their images, in the order of their numbers.
+        """Write the drawings that match the filter as CSV, in the order of their numbers, without images.
 
-        `file` must have been opened with newline="". Times are ISO 8601 in UTC, a missing label is
-        empty. The table is read in parts, which need little memory: what is saved meanwhile may be
-        among them.
+        `file` must have been opened with newline="". Times are ISO 8601 in UTC. A missing label is an
+        empty field. The rows are read in batches to save memory, so the file may include drawings
+        that are saved during the export.
         """
         columns = [Prediction.id, Prediction.timestamp, Prediction.predicted_digit, Prediction.confidence,
                    Prediction.true_label, Prediction.probabilities]
@@ -220,12 +225,18 @@ class Store:
             writer.writerow([id, timestamp.isoformat(), *answer, *probabilities])
 
     def labelled(self) -> Iterator[tuple[int, bytes, int]]:
-        """Each labelled drawing's number, PNG file and true label, in the order of their numbers, read in parts."""
+        """The number, PNG file and true label of each labelled drawing, in the order of their numbers.
+
+        The rows are read in batches, to save memory.
+        """
         columns = [Prediction.id, Prediction.image_data, Prediction.true_label]
         return (tuple(row) for row in self._rows(columns, [Prediction.true_label.is_not(None)]))
 
     def _rows(self, columns: Sequence[sa.ColumnElement], conditions: list[sa.ColumnElement[bool]]) -> Iterator[sa.Row]:
-        """The rows in the order of their numbers, which are to be the first column; no transaction stays open."""
+        """The rows in the order of their numbers, which must be the first column.
+
+        The rows are read in batches, and between two batches no transaction is open.
+        """
         last, part = 0, [None] * EXPORT_BATCH
         while len(part) == EXPORT_BATCH:
             query = sa.select(*columns).where(Prediction.id > last, *conditions).order_by(Prediction.id)
@@ -241,21 +252,24 @@ class Store:
 
     @contextlib.contextmanager
     def _session(self, *, writes: bool = False) -> Iterator[Session]:
-        """A transaction that is committed at its end; what the database reports in it becomes a StoreError."""
+        """A transaction that is committed at its end. Errors of the database become a StoreError."""
         with self._turn(writes), self._contact() as connection:
             connection.execution_options(writes=writes)
             try:
                 with Session(connection, expire_on_commit=False) as session, session.begin():
                     yield session
             except DBAPIError as error:
-                self.close()  # somebody may have changed the table: new connections look at it anew
+                self.close()  # somebody may have changed the table: new connections check it again
                 raise StoreError(self._sentence(error)) from error
-            except (ValueError, TypeError) as error:  # of SQLAlchemy, for what another program has written
+            except (ValueError, TypeError) as error:  # from SQLAlchemy, where another program has written nonsense
                 raise StoreError(FOREIGN) from error
 
     @contextlib.contextmanager
     def _turn(self, writes: bool) -> Iterator[None]:
-        """SQLite has one writer at a time: here they queue in their order, where its own waiting lets some starve."""
+        """Let threads write to SQLite one at a time, in the order in which they came.
+
+        SQLite allows one writer at a time. Its own way of waiting has no order, and lets some threads starve.
+        """
         if not writes or self._engine.dialect.name != "sqlite":
             yield
             return
@@ -274,7 +288,10 @@ class Store:
                     self._queue[0].set()
 
     def _contact(self) -> sa.Connection:
-        """A connection to a database with the table. Where the last one failed, one thread alone tries the next."""
+        """A connection to the database, in which the table exists.
+
+        After a failure only one thread tries to connect; the others raise the same StoreError at once.
+        """
         with self._lock:
             if self._fault and time.monotonic() < self._silent_until:
                 raise StoreError(self._fault)
@@ -293,7 +310,10 @@ class Store:
             return connection
 
     def _prepare(self, connection: sa.Connection) -> None:
-        """Make the table where it is missing, once for each connection; StoreError where it is another one."""
+        """Create the table where it is missing. Raises StoreError where it lacks columns.
+
+        Each connection is checked once.
+        """
         if "prepared" in connection.info:
             return
         table = Prediction.__tablename__
@@ -307,16 +327,16 @@ class Store:
         with connection.begin():
             found = {column["name"] for column in sa.inspect(connection).get_columns(table)}
         if lacking := [column.name for column in Prediction.__table__.columns if column.name not in found]:
-            raise StoreError(f"the database has another table {table}, without {', '.join(lacking)}: rename that one, "
+            raise StoreError(f"the database has another table {table}, without {', '.join(lacking)}: rename it, "
                              f"or name another database in DATABASE_URL")
         if connection.dialect.name == "sqlite":
-            # only now, because this changes the file; where it cannot be, all works without, but one at a time
+            # only after the checks, because this changes the file; without WAL, readers wait for the writer
             with contextlib.suppress(sqlite3.Error):
                 connection.connection.execute("PRAGMA journal_mode = WAL")
         connection.info["prepared"] = self._file()
 
     def _file(self) -> tuple[int, int] | None:
-        """Which file it is that the path of an SQLite database leads to."""
+        """The device and inode of an SQLite database's file, or None where there is no file."""
         try:
             status = os.stat(self._engine.url.database)
         except (OSError, TypeError):
@@ -324,16 +344,16 @@ class Store:
         return status.st_dev, status.st_ino
 
     def _refuse_a_replaced_file(self, connection, record, proxy) -> None:
-        """Else SQLite would go on writing to a file that has been deleted or moved away."""
+        """Drop a connection whose file was deleted or moved away, because SQLite would go on writing to that file."""
         now = self._file()
         if record.info.get("prepared", now) != now:
             raise DisconnectionError("the database file has been replaced")
 
     def _sentence(self, error: DBAPIError | PoolTimeout) -> str:
-        """What the page says of an error."""
+        """The sentence that the page shows for an error."""
         if isinstance(error, PoolTimeout):
             return BUSY
-        cause, name = error.orig, Path(self._engine.url.database or "").name  # a visitor need not know where it lies
+        cause, name = error.orig, Path(self._engine.url.database or "").name  # visitors need not see its folder
         if isinstance(cause, sqlite3.Error):
             code = "_".join(getattr(cause, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
         else:
@@ -344,12 +364,12 @@ class Store:
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, record) -> None:
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says so, not at the first change
+    connection.isolation_level = None  # transactions begin in _begin_sqlite, not at the first change
     connection.execute("PRAGMA synchronous = FULL")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # a transaction that turns from reading to writing would fail where another has written meanwhile
+    # a transaction that reads first and then writes would fail where another one has written in between
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
 

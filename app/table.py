@@ -1,4 +1,4 @@
-"""The table `predictions`: a row of it, which rows are wanted, and what they come to."""
+"""The table `predictions`: its rows, filters that select rows, and statistics of all rows."""
 
 import operator
 import uuid
@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class UTCDateTime(sa.TypeDecorator[datetime]):
-    """Times with a time zone, which go in and come out as UTC in SQLite as well, which knows no zones."""
+    """Times with a time zone, stored and returned as UTC, also in SQLite, which has no time zones."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -25,17 +25,18 @@ class UTCDateTime(sa.TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """Where SQLAlchemy collects the tables, of which there is one."""
+    """The base class by which SQLAlchemy finds the table."""
 
 
-DIGITS = ", ".join(map(str, range(10)))  # each of them, because SQLite lets 3.5 pass as one between 0 and 9
+DIGITS = ", ".join(map(str, range(10)))  # listed, because in SQLite 3.5 is BETWEEN 0 AND 9
 
 
 class Prediction(Base):
-    """One drawing and the answer to it: a row of the table `predictions`.
+    """One drawing and the network's answer: a row of the table `predictions`.
 
-    `timestamp` is when it was last saved, `true_label` what a person says that it shows,
-    `probabilities` are those of the ten digits, `drawing` is the browser's own key.
+    `timestamp` is the time of the last save. `true_label` is the digit that, according to a person,
+    the drawing shows. `probabilities` are those of the ten digits. `drawing` is a key that is made
+    before the drawing is saved, so that saving it twice makes one row.
     """
 
     __tablename__ = "predictions"
@@ -60,9 +61,9 @@ class Prediction(Base):
         sa.Index("predictions_by_time", "timestamp", "id"),
         sa.Index("predictions_by_digit", "predicted_digit", "timestamp"),
         sa.Index("predictions_by_label", "true_label", "timestamp"),
-        sa.Index("predictions_counted", "true_label", "predicted_digit", "confidence"),  # without reading the images
+        sa.Index("predictions_counted", "true_label", "predicted_digit", "confidence"),  # counts without the images
         sa.Index("predictions_by_confidence", "confidence"),
-        {"sqlite_autoincrement": True},  # else the number of a deleted drawing could become another's
+        {"sqlite_autoincrement": True},  # so that no new drawing gets the number of a deleted one
     )
 
 
@@ -82,14 +83,14 @@ BOUNDS = {
 
 
 def checked_digit(name: str, value: int) -> int:
-    """The value; ValueError, with this name for it, where it is no digit."""
+    """Return the value as an int. Raises ValueError, which mentions `name`, where it is no digit."""
     if value not in range(10):
         raise ValueError(f"{name} must be from 0 to 9, not {value!r}")
     return int(value)
 
 
 def checked_share(name: str, value: float) -> float:
-    """The value; ValueError, with this name for it, where it is not from 0 to 1."""
+    """Return the value as a float. Raises ValueError, which mentions `name`, where it is not from 0 to 1."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be from 0 to 1, not {value!r}")
     return float(value)
@@ -97,10 +98,11 @@ def checked_share(name: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which drawings are wanted: those for which everything holds that is set.
+    """Selects the drawings that meet every condition that is set.
 
-    `since` is the first moment and `until` the one after the last, both with a time zone; `most` is
-    the highest confidence. Raises ValueError for what cannot be.
+    `predicted` and `label` are digits. The last save must be at or after `since`, and before `until`;
+    both need a time zone. `most` is the highest confidence, from 0 to 1. Raises ValueError where a
+    value is invalid.
     """
 
     predicted: int | None = None
@@ -122,7 +124,7 @@ class Filter:
             raise ValueError(f"verdict must be one of {', '.join(VERDICTS)}, not {self.verdict!r}")
 
     def conditions(self) -> list[sa.ColumnElement[bool]]:
-        """The same for the `where` of a query."""
+        """The filter as conditions for the `where` of a query."""
         bounds = [compare(column, getattr(self, name)) for name, (compare, column) in BOUNDS.items()
                   if getattr(self, name) is not None]
         return [VERDICTS[self.verdict], *bounds]
@@ -135,9 +137,10 @@ EVERYTHING = Filter()
 class Statistics:
     """Counts of all drawings at one moment.
 
-    `confusion` (10, 10) counts the labelled ones, by true label down and predicted digit across.
-    `histogram` (10, 3) counts all by confidence, 0 to 0.1 and so on to 0.9 to 1, and across as
-    right, wrong and unlabelled. `per_day` counts them by the UTC day of their last save, in order.
+    `confusion` (10, 10) counts the labelled drawings: a row for each true label, a column for each
+    predicted digit. `histogram` (10, 3) counts all drawings: a row for each tenth of confidence, from
+    0 to 1; the columns are right, wrong and unlabelled. `per_day` counts all drawings by the UTC day
+    of their last save, in the order of the days.
     """
 
     confusion: np.ndarray
@@ -151,20 +154,20 @@ class Statistics:
 
     @property
     def labelled(self) -> int:
-        """How many of them have a true label."""
+        """How many drawings have a true label."""
         return int(self.confusion.sum())
 
     @property
     def right(self) -> int:
-        """How many of these were predicted."""
+        """How many labelled drawings were predicted right."""
         return int(self.confusion.trace())
 
     @property
     def accuracy(self) -> float | None:
-        """The share of the labelled ones that are right; None where none is labelled."""
+        """The share of the labelled drawings that were predicted right; None where no drawing is labelled."""
         return self.right / self.labelled if self.labelled else None
 
     @property
     def per_digit(self) -> list[tuple[int, int]]:
-        """For each true label, how many have it and how many of these are right."""
+        """For each true label, how many drawings have it and how many of them were predicted right."""
         return list(zip(self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()))

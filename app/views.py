@@ -1,4 +1,4 @@
-"""What the page's tabs show: values as HTML, in which all that is not a number is escaped, and pictures."""
+"""HTML and pictures for the page's tabs. Text from pictures and from the database is escaped."""
 
 import base64
 import html
@@ -11,32 +11,38 @@ from scipy.stats import binomtest
 
 from app.table import Prediction as Row
 from app.table import Statistics
-from mnist_predict import Prediction
+from mnist.predict import Prediction
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by the colour-blind (Okabe and Ito)
 DAYS = 14
 
 
 def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def data_url(picture: np.ndarray | bytes) -> str:
+    """A picture, given as uint8 (H, W) or as a PNG file, as the URL of an HTML image."""
     data = picture if isinstance(picture, bytes) else png(Image.fromarray(picture))
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def score(total: int, labelled: int, right: int) -> str:
-    """How many drawings there are, and how many of the labelled ones were read right, in words."""
+    """A sentence with the number of labelled drawings and of those read right; empty where there is no drawing."""
     if not labelled:
         return f"{total:,} drawings so far, none labelled." if total else ""
     return f"So far {right:,} of {labelled:,} labelled drawings were read right ({_percent(right / labelled)})."
 
 
 def boxed(grey: np.ndarray, scale: float, digits: list[Prediction]) -> Image.Image:
-    """The picture (H, W) in grey, with a box and a number around each digit."""
+    """The picture with a box around each digit, and the digit above its box.
+
+    `grey` (H, W) is from 0 to 1. `scale` is how many pixels of the original picture one of its pixels
+    spans, because the boxes of `digits` are in pixels of the original.
+    """
     picture = Image.fromarray(np.rint(255 * grey).astype(np.uint8)).convert("RGB")
     if max(picture.size) < 300:
         scale *= picture.width / (width := picture.width * math.ceil(300 / max(picture.size)))
@@ -51,6 +57,7 @@ def boxed(grey: np.ndarray, scale: float, digits: list[Prediction]) -> Image.Ima
 
 
 def cards(digits: list[Prediction], notes: list[str]) -> str:
+    """HTML that shows what the network saw of each digit, its answers, and the notes."""
     cards = [_card(one.picture, "?" if one.digit is None else f"{one.digit}, {_percent(one.confidence)} sure",
                    one.reason and f"not trusted: {one.reason}") for one in digits]
     read = "".join("?" if one.digit is None else str(one.digit) for one in digits)
@@ -59,7 +66,7 @@ def cards(digits: list[Prediction], notes: list[str]) -> str:
 
 
 def statistics(numbers: Statistics, latest: list[Row]) -> str:
-    """The tab of this name: counts, charts, and the latest drawings."""
+    """The HTML of the Statistics tab: counts, charts, and the drawings in `latest`."""
     digits = [(str(digit), [(right / count if count else 0, BLUE)], f"{right:,} of {count:,}")
               for digit, (count, right) in enumerate(numbers.per_digit)]
     most = max(1, *numbers.histogram.sum(1).tolist())
@@ -76,7 +83,7 @@ def statistics(numbers: Statistics, latest: list[Row]) -> str:
 
 
 def listed(row: Row) -> dict:
-    """A row as history.html shows it."""
+    """The values of a row for history.html."""
     label = "" if row.true_label is None else str(row.true_label)
     return {"id": row.id, "time": f"{row.timestamp:%Y-%m-%d %H:%M:%S}", "digit": row.predicted_digit,
             "confidence": _percent(row.confidence), "image": data_url(row.image_data), "label": label,
@@ -98,7 +105,7 @@ def _row(parts: list[str]) -> str:
 
 def _summary(numbers: Statistics) -> str:
     if not numbers.labelled:
-        return f"<p>{numbers.total:,} drawings, none of them labelled yet: say on the first tab what yours were.</p>"
+        return f"<p>{numbers.total:,} drawings, none of them labelled yet: label yours on the Draw tab.</p>"
     low, high = binomtest(numbers.right, numbers.labelled).proportion_ci(method="wilson")
     return (f'<p class="summary"><strong>{_percent(numbers.accuracy)}</strong> of {numbers.labelled:,} labelled '
             f"drawings read right ({numbers.right:,}; 95 % interval {_percent(low)} to {_percent(high)}). "
@@ -106,7 +113,7 @@ def _summary(numbers: Statistics) -> str:
 
 
 def _bars(title: str, rows: list[tuple[str, list[tuple[float, str]], str]]) -> str:
-    """A bar chart: for each row its name, the parts of its bar as shares of the longest, and its number."""
+    """A bar chart. Each row holds its name, its bar's parts (share of the full width, colour), and its number."""
     body = ""
     for name, parts, number in rows:
         bar = "".join(f'<span style="width:{share:.2%};background:{colour}"></span>' for share, colour in parts)

@@ -33,15 +33,16 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 from tqdm import tqdm
 
-from mnist_model import MNIST_CNN
-from mnist_train import bfloat16_is_fast, evaluate, train
+from mnist.evaluate import evaluate
+from mnist.networks import MNIST_CNN
+from mnist.recipes import RECIPES
+from mnist.train import bfloat16_is_fast, train
 from mnist_utils import FILES, load_split, mean_std, write_idx
 
 ROOT = Path(__file__).parents[1]
 SEEDS = range(5)
 GOAL = 0.99
-FAST = {"epochs": 5, "batch_size": 128, "learning_rate": 1.2e-2, "augment": False, "hardest": 0.2}
-DEFAULT = {"epochs": 12, "batch_size": 128, "learning_rate": 4e-3, "augment": True}
+FAST, DEFAULT = RECIPES["fast"].settings(), RECIPES["notebook"].settings()
 
 
 class Example(nn.Sequential):

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 import handwriting
-from mnist_predict import MNISTPredictor
+from mnist.predict import MNISTPredictor
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mnist_export import FORMATS, Run, export
+from mnist.export import Run, export
+from mnist.picture import FORMATS
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]

@@ -1,12 +1,18 @@
-"""How soon the page answers: python tests/benchmark_page.py, also in `make bench`. Two minutes.
+"""Measure how soon the page answers: python tests/benchmark_page.py, also in `make bench`. Takes two minutes.
 
-People draw MNIST's test digits as pad.js sends them: 60 places of the pen a second, one question
-at a time, each with all that is drawn by then. Every drawing is kept once the pen has paused, and
-the next one begins. "stroke" is the time from a place of the pen to the answer that takes it into
-account, "answer" that from a question to its answer, and "shown" that from a pen's event in a real
-Chromium, where somebody draws without a pause among ten others, to the answer on the screen. All
-these people are in one other process, over connections that stay open. It, Chromium and the page
-share the cores of one machine, so their work is in the numbers. They go to figures/bench_page.json.
+Simulated people draw MNIST's test digits as pad.js does: the pen moves 60 times a second, and one
+question at a time goes to the page, with all that is drawn by then. When the pen pauses, the page
+keeps the drawing, and the next one begins. The latencies, in milliseconds, are:
+
+- "stroke", from pen movement to the answer that takes it into account;
+- "answer", from a question to its answer;
+- "keep", from the request to keep a drawing to the confirmation;
+- "shown", from pen movement to displayed answer, for one person who draws without a pause in a real
+  Chromium, while ten simulated people draw as well.
+
+The simulated people share one process, and each has a connection that stays open. That process,
+Chromium and the page share the cores of one machine, so the latencies include the work of all three.
+The results go to figures/bench_page.json.
 """
 
 import concurrent.futures
@@ -36,10 +42,10 @@ from mnist_utils import load_split
 from visitor import Site, browsing, on_paper
 
 ROOT = Path(__file__).parents[1]
-RATE = 60  # places of the pen a second, and pictures of a screen
-SPEED = 1.5  # sides of the paper a second
+RATE = 60  # pen movements a second: as often as a usual screen is redrawn
+SPEED = 1.5  # of the pen, in sides of the paper a second
 SIDE, BRUSH, PAUSE = 280, 20, 0.7  # pixels and seconds, as in pad.js
-DIGITS = 30  # different ones
+DIGITS = 30  # different drawings
 WATCH = """
     const heard = window.heard = {strokes: [], asked: [], shown: []};
     let painted = 0, answers = 0;
@@ -58,7 +64,7 @@ WATCH = """
     new MutationObserver((changes) => {
       if (!changes.some((change) => change.target.tagName === "CANVAS") || answers === heard.asked.length) return;
       answers += 1;
-      requestAnimationFrame(() => {  // after which the screen is painted, and then the message arrives
+      requestAnimationFrame(() => {  // the message arrives after the screen has been painted
         const channel = new MessageChannel();
         channel.port1.onmessage = () => heard.shown.push(performance.now());
         channel.port2.postMessage(null);
@@ -70,7 +76,7 @@ WATCH = """
 # what people draw
 
 def walked(strokes: list) -> list[list[tuple[float, float]]]:
-    """The same strokes with a place for each moment that the pen is somewhere."""
+    """The points of a pen that draws these strokes at a constant speed, RATE points a second."""
     paths = []
     for stroke in strokes:
         corners = np.array(stroke)
@@ -81,7 +87,7 @@ def walked(strokes: list) -> list[list[tuple[float, float]]]:
 
 
 def pictures(paths: list) -> list[str]:
-    """After each place of the pen, what pad.js sends: base64 of a PNG file, black on nothing."""
+    """The drawing after each point, as pad.js sends it: base64 of a PNG file, black on a transparent background."""
     drawing, texts = Image.new("RGBA", (SIDE, SIDE)), []
     draw = ImageDraw.Draw(drawing)
     for path in paths:
@@ -96,10 +102,10 @@ def pictures(paths: list) -> list[str]:
     return texts
 
 
-# one who draws
+# a simulated person
 
 class Person:
-    """Draws, and asks the page, over a connection that stays open."""
+    """Draws and asks the page, over a connection that stays open."""
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
@@ -121,7 +127,7 @@ class Person:
         return json.loads(answer)
 
     def draw(self, drawing: list[str]) -> None:
-        """One drawing, at the pen's speed whatever the page does."""
+        """Make one drawing. The pen keeps its speed, however slowly the page answers."""
         begin, known = time.perf_counter(), 0
         while known < len(drawing):
             done = min(int((time.perf_counter() - begin) * RATE) + 1, len(drawing))
@@ -132,8 +138,8 @@ class Person:
                 self.answers.append(1000 * (now - sent))
                 self.strokes += [1000 * (now - begin - place / RATE) for place in range(known, done)]
                 known = done
-                time.sleep(min(0.5, 2 * (now - sent)))  # as pad.js rests
-            time.sleep(max(0, begin + done / RATE - time.perf_counter()))  # until the next place of the pen
+                time.sleep(min(0.5, 2 * (now - sent)))  # as pad.js does
+            time.sleep(max(0, begin + done / RATE - time.perf_counter()))  # until the next point
 
     def keep(self, picture: str) -> None:
         key, sent = uuid.uuid4().hex, time.perf_counter()
@@ -142,7 +148,11 @@ class Person:
 
 
 def crowd(address: str, count: int, seconds: float, pause: float = PAUSE) -> dict:
-    """So many people draw for so long; the times of all of them, and the numbers of their drawings."""
+    """Let `count` people draw for `seconds`, with pauses of `pause` seconds after each drawing.
+
+    Returns the latencies of all people in milliseconds: "strokes", "answers" and "keeps". "kept" gives
+    the numbers of their drawings, by key.
+    """
     images, _ = load_split("test", ROOT / "dataset")
     drawings = [pictures(walked(traced(image))) for image in images[:DIGITS]]
     people = [Person(address) for _ in range(count)]
@@ -163,10 +173,14 @@ def crowd(address: str, count: int, seconds: float, pause: float = PAUSE) -> dic
             "kept": {key: number for person in people for key, number in person.kept.items()}}
 
 
-# somebody at a screen
+# a person at a screen
 
 def at_the_screen(address: str, going_on: Callable[[], bool]) -> list[float]:
-    """Milliseconds from each place of the pen to the answer on the screen of a Chromium; none where there is none."""
+    """Draw in Chromium as long as `going_on` returns True.
+
+    Returns the milliseconds from each pen movement to the displayed answer. Where there is no browser,
+    the list is empty.
+    """
     images, _ = load_split("test", ROOT / "dataset")
     with browsing() as browser:
         if browser is None:
@@ -204,7 +218,7 @@ def summary(milliseconds: list[float]) -> dict:
 
 
 def lost(database: Path, kept: dict[str, int]) -> int:
-    """How many drawings that the page has confirmed are not in the table under their number."""
+    """How many of the confirmed drawings are missing from the table, or have another number there."""
     engine = sa.create_engine(f"sqlite:///{database}")
     with engine.connect() as connection:
         found = {uuid.UUID(key).hex: number for key, number in connection.execute(sa.text(
@@ -214,7 +228,7 @@ def lost(database: Path, kept: dict[str, int]) -> int:
 
 
 def busy_cores(seconds: float = 2) -> float:
-    """How many cores are busy with something else; Linux alone tells."""
+    """How many cores are busy with other work, measured for `seconds`. Works on Linux only."""
     def worked() -> float:
         return sum(map(int, Path("/proc/stat").read_text().split()[1:4])) / os.sysconf("SC_CLK_TCK")
 
@@ -226,7 +240,7 @@ def busy_cores(seconds: float = 2) -> float:
 def measure(site: Site) -> dict:
     results = {}
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as others:
-        others.submit(crowd, site.address, 1, 2).result()  # which warms up both
+        others.submit(crowd, site.address, 1, 2).result()  # warms up both processes
         for name, *crowded in (("10 people", 10, 20), ("10 people, no pause", 10, 15, 0), ("1 person", 1, 10),
                                ("50 people", 50, 20), ("10 people and a browser", 10, 30)):
             task, shown = others.submit(crowd, site.address, *crowded), []

@@ -1,7 +1,7 @@
-"""pytest plugin: a browser, and the page in a process of its own.
+"""pytest plugin: a browser, and the page in a separate process.
 
-A test file takes it with `pytest_plugins = ["browser"]`. Where there is no browser, its tests are skipped, but not in
-continuous integration.
+A test file loads it with `pytest_plugins = ["browser"]`. Where there is no browser, its tests are skipped.
+In continuous integration they fail instead.
 """
 
 import os
@@ -26,6 +26,6 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def site(output) -> Iterator[Site]:
-    """The page with the weights that this session's workspace.ipynb has trained, or the committed ones."""
+    """The page with the weights that workspace.ipynb has trained in this test run, or else the committed weights."""
     with serving(output / "MNIST-MODEL.pth") as site:
         yield site

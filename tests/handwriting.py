@@ -1,6 +1,6 @@
-"""Pictures of handwriting, made from MNIST's test digits: pages as a camera sees them, drawings, phone numbers.
+"""Make pictures of handwriting from MNIST's test digits: photos of pages, drawings, and lines of digits.
 
-Every function takes a random generator and draws all that varies from it, so a seed names a set.
+Functions that vary their result take a random generator, so the same seed gives the same pictures.
 """
 
 import io
@@ -14,7 +14,7 @@ from skimage.measure import approximate_polygon
 from skimage.morphology import skeletonize
 from skimage.transform import ProjectiveTransform, warp
 
-from mnist_picture import crop
+from mnist.picture import crop
 from mnist_utils import load_split
 
 Rng = np.random.Generator
@@ -32,7 +32,10 @@ def enlarged(digit: np.ndarray, height: int) -> np.ndarray:
 
 
 def placed(ink: np.ndarray, shape: tuple[int, int], rng: Rng, margin: float = 0.04) -> np.ndarray:
-    """The ink somewhere on an empty page of that shape, at least `margin` of it away from the rim."""
+    """Place the ink at random on an empty page of this shape.
+
+    Where there is room, it is at least `margin` of the page's side away from each edge.
+    """
     page = np.zeros(shape)
     room = [side - length for side, length in zip(shape, ink.shape)]
     top, left = (int(rng.uniform(margin * side, max(margin * side, free - margin * side)))
@@ -43,7 +46,7 @@ def placed(ink: np.ndarray, shape: tuple[int, int], rng: Rng, margin: float = 0.
 
 
 def ruling(shape: tuple[int, int], rng: Rng) -> np.ndarray:
-    """Printed lines or squares (H, W), 0 to 1, thinner and fainter than a pen's."""
+    """Printed lines or squares on a page (H, W), 0 to 1, thinner and fainter than a pen's strokes."""
     lines = np.zeros(shape)
     step = rng.uniform(0.08, 0.25) * min(shape)
     thickness = max(1, round(0.006 * min(shape)))
@@ -54,7 +57,11 @@ def ruling(shape: tuple[int, int], rng: Rng) -> np.ndarray:
 
 
 def tilted(layers: list[np.ndarray], rng: Rng, degrees: float = 15, perspective: float = 0.06) -> list[np.ndarray]:
-    """The layers (H, W), all turned by one angle and seen from one point a little aside."""
+    """Turn all layers (H, W) by the same random angle, and apply the same random perspective.
+
+    `degrees` is the largest angle. `perspective` is the largest shift of a corner, as a share of its
+    distance from the centre. Outside the page, the first layer is empty and the others are mirrored.
+    """
     height, width = layers[0].shape
     angle = np.deg2rad(rng.uniform(-degrees, degrees))
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [width / 2, height / 2]
@@ -67,7 +74,7 @@ def tilted(layers: list[np.ndarray], rng: Rng, degrees: float = 15, perspective:
 
 
 def photographed(ink: np.ndarray, lines: np.ndarray, rng: Rng, shadow: bool = True) -> Image.Image:
-    """Ink and lines (H, W) on paper, with the paper's grain, a shadow, the camera's noise and JPEG's traces."""
+    """A photo of ink and printed lines (H, W) on paper, with paper grain, a shadow, noise and JPEG artefacts."""
     height, width = ink.shape
     paper = rng.uniform(0.8, 1, 3)
     pen = rng.uniform(0, 0.35, 3)
@@ -90,7 +97,10 @@ def photographed(ink: np.ndarray, lines: np.ndarray, rng: Rng, shadow: bool = Tr
 
 
 def page(digit: np.ndarray, rng: Rng, kind: str = "photo") -> Image.Image:
-    """One digit, dark on a light page of 100 to 2,000 pixels: "plain", "shadow", "ruled", "tilted", or all: "photo"."""
+    """A photo of one dark digit on a light page, with sides of 100 to 2,000 pixels.
+
+    `kind` is "plain", "shadow", "ruled", "tilted", or "photo", which is all of them at once.
+    """
     height, width = (round(100 * 20 ** rng.uniform()) for _ in "hw")
     height, width = max(height, width // 2), max(width, height // 2)
     ink = enlarged(digit, round(rng.uniform(0.3, 0.75) * min(height, width)))[:, :width]
@@ -104,12 +114,12 @@ def page(digit: np.ndarray, rng: Rng, kind: str = "photo") -> Image.Image:
 
 
 def on_rim(ink: np.ndarray) -> bool:
-    """Whether some of the ink (H, W) has come to the picture's rim: then not all of it is to be seen."""
+    """Whether some of the ink (H, W) touches the picture's edge, so that a part of it may be cut off."""
     return max(side.max() for side in (ink[:2], ink[-2:], ink[:, :2], ink[:, -2:])) > 0.1
 
 
 def stroked(digit: np.ndarray, brush: float, rng: Rng, side: int = 280) -> Image.Image:
-    """The digit's middle line, drawn by a mouse with a round brush of so many pixels: black on white."""
+    """The digit's centre line, drawn with a round brush of `brush` pixels, black on white."""
     line = skeletonize(enlarged(digit, round(0.6 * side)) > 0.5)
     line = placed(line[:, :round(0.8 * side)], (side, side), rng, 0.1)
     near = ndimage.distance_transform_edt(line == 0) <= max(brush / 2, 0.5)
@@ -117,9 +127,9 @@ def stroked(digit: np.ndarray, brush: float, rng: Rng, side: int = 280) -> Image
 
 
 def traced(digit: np.ndarray, finer: int = 1) -> list[list[tuple[float, float]]]:
-    """The digit's middle line as a hand would draw it in the midst of a square paper, 0.6 of it high.
+    """The digit's centre line as strokes of a pen, centred on a square paper and 0.6 of its height.
 
-    Each stroke is a list of (x, y), 0 to 1, the more of them the finer it is; nothing in it is random.
+    Each stroke is a list of (x, y), 0 to 1. A larger `finer` gives more points. Nothing is random.
     """
     side = 280
     line = skeletonize(enlarged(digit, round(0.6 * side)) > 0.5)
@@ -131,11 +141,14 @@ def traced(digit: np.ndarray, finer: int = 1) -> list[list[tuple[float, float]]]
 
 
 def _paths(line: np.ndarray) -> list[list[tuple[int, int]]]:
-    """The lines in a skeleton (H, W) as lists of their pixels, each drawn as far as it goes, and no step twice."""
+    """Split a skeleton (H, W) into paths, which are lists of pixels (y, x).
+
+    Each path goes on as far as it can. No step between two pixels is in more than one path.
+    """
     pixels = set(zip(*(part.tolist() for part in line.nonzero())))
     steps = {(y, x): [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)
                       if (dy or dx) and (y + dy, x + dx) in pixels
-                      # round a corner, not across it
+                      # no diagonal step where straight steps lead to the same pixel
                       and not (dy and dx and {(y + dy, x), (y, x + dx)} & pixels)] for y, x in pixels}
     paths = []
     while any(steps.values()):
@@ -152,7 +165,11 @@ def _paths(line: np.ndarray) -> list[list[tuple[int, int]]]:
 
 
 def written(digits: list[list[np.ndarray]], rng: Rng, height: int = 120, uneven: float = 0.25) -> np.ndarray:
-    """Lines of digits, one list a line, from left to right: ink (H, W), 0 to 1, each digit of a size of its own."""
+    """Write lines of digits, from left to right: ink (H, W), 0 to 1.
+
+    `digits` has one list for each line. Each digit has a random height, from (1 - uneven) * height to
+    height, in pixels.
+    """
     rows = []
     for line in digits:
         parts = [enlarged(digit, round(height * rng.uniform(1 - uneven, 1))) for digit in line]
@@ -171,7 +188,7 @@ def written(digits: list[list[np.ndarray]], rng: Rng, height: int = 120, uneven:
 
 
 def touching(one: np.ndarray, other: np.ndarray, overlap: int, height: int = 100) -> np.ndarray:
-    """Two digits, the second of which begins so many pixels before the first one's end: ink (H, W), 0 to 1."""
+    """Two digits side by side, which overlap by `overlap` pixels: ink (H, W), 0 to 1."""
     one, other = enlarged(one, height), enlarged(other, height)
     page = np.zeros((height + 60, one.shape[1] + other.shape[1] + 60))
     page[30:30 + one.shape[0], 30:30 + one.shape[1]] = one
@@ -190,7 +207,7 @@ def printed(text: str, font: str, size: int) -> Image.Image:
 
 
 def letters() -> list[Image.Image]:
-    """Letters that look like no digit, in fonts that have no part in the calibration of a network."""
+    """Letters that look like no digit. Their fonts are not used to calibrate a network."""
     return [printed(letter, font, 150) for font in FONTS for letter in "ACEFGHJKLMNPRTUVWXYacdefhkmnrtuvwxy"]
 
 

@@ -1,8 +1,10 @@
-"""pytest plugin: notebooks run first, in their order, and write to a temporary folder.
+"""pytest plugin: run the notebooks before the other tests, and keep everything temporary in one folder.
 
-The folder is named to their kernels by MNIST_OUTPUT, so the committed weights and figures stay as
-they are. playground.ipynb finds there what workspace.ipynb has just trained; where that one is
-not part of the session, it finds the committed weights.
+The variable MNIST_OUTPUT tells the notebooks' kernels where to write, so the committed weights and
+figures do not change. workspace.ipynb runs first, and playground.ipynb loads the weights that it has
+just trained. Where workspace.ipynb is not part of the test run, the folder holds a copy of the
+committed weights. After a run without failures the temporary folder is deleted, with all that the
+tests and the programs that they killed have left there.
 """
 
 import os
@@ -13,22 +15,41 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = ["workspace.ipynb", "playground.ipynb"]
+NOTEBOOKS = ["workspace.ipynb", "playground.ipynb", "evidence.ipynb"]
 OUTPUT = "MNIST_OUTPUT"
-BEFORE = pytest.StashKey[str | None]()
+BEFORE = pytest.StashKey[dict[str, str | None]]()
+FOLDER = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # else no process started here hears Ctrl-C
-    config.stash[BEFORE] = os.environ.get(OUTPUT)
-    os.environ[OUTPUT] = tempfile.mkdtemp(prefix="mnist-")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in jobs that a shell starts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # otherwise processes started here ignore Ctrl-C
+    folder = Path(tempfile.mkdtemp(prefix="mnist-tests-"))
+    folder.chmod(0o755)  # PostgreSQL runs under another account, and its folder is in there
+    (folder / "output").mkdir()
+    changes = {OUTPUT: str(folder / "output"), "TMPDIR": str(folder)}
+    config.stash[BEFORE] = {name: os.environ.get(name) for name in changes}
+    config.stash[FOLDER] = folder
+    os.environ.update(changes)
+    tempfile.tempdir = str(folder)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        shutil.rmtree(session.config.stash[FOLDER], ignore_errors=True)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(os.environ.pop(OUTPUT), ignore_errors=True)
-    if config.stash[BEFORE] is not None:
-        os.environ[OUTPUT] = config.stash[BEFORE]
+    tempfile.tempdir = None
+    for name, value in config.stash[BEFORE].items():
+        os.environ.pop(name)
+        if value is not None:
+            os.environ[name] = value
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if (folder := config.stash[FOLDER]).exists():
+        terminalreporter.write_line(f"temporary files of this run: {folder}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,5 +64,5 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def output() -> Path:
-    """Where this session's notebooks have written their weights and figures."""
+    """The folder to which the notebooks of this test run write their weights and figures."""
     return Path(os.environ[OUTPUT])

@@ -1,11 +1,17 @@
-"""Restart & Run All from the command line, in place: python tests/run_notebooks.py NOTEBOOK...
+"""Run all cells of notebooks, each in a fresh kernel.
 
-A bar counts each notebook's cells and shows the last line printed. A notebook is replaced only
-once all its cells have run; after an error, or Ctrl-C, it is as it was.
+    python tests/run_notebooks.py NOTEBOOK...                  store the new outputs in the notebooks
+    python tests/run_notebooks.py --output FOLDER NOTEBOOK...  change nothing outside of FOLDER
+
+With --output, the executed notebooks, weights and figures go to FOLDER. On a terminal, a bar counts
+each notebook's cells and shows the last line printed. A notebook is replaced only once all its cells have run. After
+an error or Ctrl-C it stays as it was.
 """
 
+import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -19,15 +25,18 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Client(NotebookClient):
-    """nbclient that shows on a bar how far it is, and that Ctrl-C ends."""
+    """A notebook client that shows its progress on a bar, and that Ctrl-C stops."""
 
     def __init__(self, notebook: nbformat.NotebookNode, bar: tqdm, **options) -> None:
         super().__init__(notebook, on_notebook_start=self.take_ctrl_c, on_cell_start=self.advance, **options)
         self.bar = bar
 
     def take_ctrl_c(self, notebook: nbformat.NotebookNode) -> None:
-        """nbclient's own handler stops the kernel and then trips over its absence: end its task instead."""
-        with contextlib.suppress(NotImplementedError):  # Windows knows no handler, and raises KeyboardInterrupt
+        """Make Ctrl-C cancel the running task.
+
+        nbclient's own handler stops the kernel first, and then fails because the kernel is gone.
+        """
+        with contextlib.suppress(NotImplementedError):  # Windows has no handlers, and raises KeyboardInterrupt
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, asyncio.current_task().cancel)
 
     def advance(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
@@ -36,28 +45,31 @@ class Client(NotebookClient):
     def process_message(self, msg: dict, cell: nbformat.NotebookNode, cell_index: int):
         if msg["msg_type"] == "stream" and (text := msg["content"]["text"].strip()):
             self.bar.set_postfix_str(text.splitlines()[-1][:90])
+            if self.bar.disable:  # stderr is no terminal: a log file gets the notebook's lines instead of the bar
+                print(text, flush=True)
         return super().process_message(msg, cell, cell_index)
 
 
-def run(path: Path) -> None:
-    """Execute a notebook from a fresh kernel in its own folder, and store its outputs in it."""
+def run(path: Path, target: Path) -> None:
+    """Run a notebook in its own folder, and write it with its outputs to `target`."""
     notebook = nbformat.read(path, as_version=4)
-    with tqdm(total=len(notebook.cells), desc=path.name,
+    with tqdm(total=len(notebook.cells), desc=path.name, disable=None,
               bar_format="{desc}: cell {n_fmt} of {total_fmt}, {elapsed}{postfix}") as bar:
         Client(notebook, bar, kernel_name="python3", timeout=None, record_timing=False, coalesce_streams=True,
                resources={"metadata": {"path": path.resolve().parent}},
-               # the kernel's own log would speak of unencrypted loopback, and of its end after Ctrl-C
+               # otherwise the kernel logs that the loopback is not encrypted, and that Ctrl-C ended it
                shutdown_kernel="immediate", extra_arguments=["--log-level=CRITICAL"]).execute()
         bar.set_postfix_str("")
         bar.update(len(notebook.cells) - bar.n)
     tidy(notebook)
-    finished = path.with_suffix(".ipynb.tmp")
+    finished = target.with_suffix(".ipynb.tmp")
     nbformat.write(notebook, finished)
-    finished.replace(path)
+    finished.replace(target)
+    print(f"{path.name}: all {len(notebook.cells)} cells have run; with their outputs: {target}")
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drop what says nothing to a reader: dead progress bars, pages no longer served, and details of this Python."""
+    """Remove what no reader needs: dead progress bars, pages no longer served, and details of this Python."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in (data := output.get("data", {}))
@@ -68,12 +80,23 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     }
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    options.add_argument("--output", type=Path, metavar="FOLDER", help="write here instead of into the notebooks")
+    chosen = options.parse_args()
+    if chosen.output:
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        os.environ["MNIST_OUTPUT"] = str(chosen.output.resolve())
+    for path in chosen.notebooks:
         try:
-            run(Path(name))
+            run(path, chosen.output / path.name if chosen.output else path)
         except CellExecutionError as error:
-            sys.exit(f"{name} was left as it was, because a cell failed:\n{error}")
+            sys.exit(f"{path} was left as it was, because a cell failed:\n{error}")
         except (KeyboardInterrupt, asyncio.CancelledError, DeadKernelError):
-            # a cancelled cell ends as one whose kernel has died
-            sys.exit(f"\n{name} was left as it was: interrupted, or its kernel died")
+            # a cancelled cell ends in the same errors as a dead kernel
+            sys.exit(f"\n{path} was left as it was: interrupted, or its kernel died")
+
+
+if __name__ == "__main__":
+    main()

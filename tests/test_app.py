@@ -38,7 +38,7 @@ from app.settings import is_loopback
 from app.store import Store
 from benchmark_page import Person, pictures, walked
 from handwriting import traced
-from mnist_predict import MNISTPredictor
+from mnist.predict import MNISTPredictor
 from mnist_utils import load_split
 from visitor import Site
 
@@ -564,8 +564,8 @@ def test_what_cannot_be_served_is_said_in_a_sentence(running, output, tmp_path):
     port, right = str(urlsplit(running.address).port), str(output / "MNIST-MODEL.pth")
     cases = [
         ([], {"APP_USER": "anna", "APP_PASSWORD": ""}, "APP_USER and APP_PASSWORD go together: set both, or neither"),
-        (["--user", "anna"], {"APP_USER": ""}, "a user needs a password, and a password a user"),
-        (["--password", "secret"], {}, "a user needs a password, and a password a user"),
+        (["--user", "anna"], {"APP_USER": ""}, "a user name and a password go together: give both, or neither"),
+        (["--password", "secret"], {}, "a user name and a password go together: give both, or neither"),
         ([], {"MODEL_PATH": str(tmp_path / "none.pth")}, f"{tmp_path / 'none.pth'} is missing: run workspace.ipynb "
                                                          "(or `make`), which trains and saves it"),
         ([], {"MODEL_PATH": str(tmp_path / "other.pth")}, f"{tmp_path / 'other.pth'} is not one of this project's "

@@ -15,11 +15,13 @@ import onnx
 import pytest
 import torch
 
-import mnist_export
+import mnist.export
 import run_model
-from mnist_export import FORMATS, INT8, ExportError, Report, export, load_safetensors
-from mnist_model import MNIST_CNN, WeightsError, load_weights, save_weights
-from mnist_train import predict
+from mnist.evaluate import predict
+from mnist.export import INT8, ExportError, Report, export, load_safetensors
+from mnist.networks import MNIST_CNN
+from mnist.picture import FORMATS
+from mnist.weights import WeightsError, load_weights, save_weights
 from mnist_utils import FILES, load_split, write_idx
 
 ROOT = Path(__file__).parents[1]
@@ -185,7 +187,8 @@ def crash(*arguments):
     ({"open": crash}, "because safetensors failed: RuntimeError"),
     ({"open": lambda path: lambda images: np.full((len(images), 10), 0.1, np.float32)}, "another digit"),
     ({"open": lambda path: lambda images: np.full((len(images), 10), np.nan, np.float32)}, "nan off"),
-    ({"open": lambda path: lambda images: mnist_export._open_safetensors(path)(images) + 2e-4}, "takes 0 of 300 "),
+    ({"open": lambda path: lambda images: mnist.export._open_safetensors(path)(images) + 2e-4},
+     "another digit for 0 of 300 "),
 ])
 @pytest.mark.parametrize("before", [None, b"the one before"])
 def test_a_failing_export_leaves_what_was_there(before, change, fault, data, tmp_path, monkeypatch, capsys):
@@ -208,7 +211,7 @@ def test_another_digit_is_refused_however_near(data, tmp_path, monkeypatch):
     near = np.eye(10, dtype=np.float32)[1] * 1e-5 + 0.1
     monkeypatch.setitem(FORMATS, "safetensors", replace(
         FORMATS["safetensors"], open=lambda path: lambda images: np.tile(near, (len(images), 1))))
-    with pytest.raises(ExportError, match="takes 300 of 300 test images for another digit"):
+    with pytest.raises(ExportError, match="gives another digit for 300 of 300 test images"):
         export(tmp_path / "weights.pth", tmp_path / "export", "safetensors", data)
 
 

@@ -14,9 +14,13 @@ import pytest
 import torch
 
 import run_model
-from mnist_model import MNIST_CNN, load_weights
-from mnist_train import Split, evaluate, train, warp
-from mnist_utils import FILES, load_split, write_idx
+from mnist.augment import warp
+from mnist.evaluate import evaluate
+from mnist.finetune import load_drawings
+from mnist.networks import MNIST_CNN
+from mnist.train import train
+from mnist.weights import load_weights
+from mnist_utils import FILES, Split, load_split, write_idx
 
 ROOT = Path(__file__).parents[1]
 IMAGES, LABELS = load_split("test", ROOT / "dataset")
@@ -40,7 +44,7 @@ def export(folder: Path, **splits: Split) -> Path:
 def fine_tune(folder: Path, drawings: Path, *arguments: str) -> tuple[int, str, str]:
     """Status, output and errors of the command that is proved here, for the weights in that folder."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
-        status = run_model.main(["--mode", "train", "--resume", "--data", str(drawings),
+        status = run_model.main(["--resume", "--data", str(drawings),
                                  "--model-path", str(folder / "mine.pth"), *arguments])
     return status, out.getvalue(), errors.getvalue()
 
@@ -91,10 +95,10 @@ def test_another_hand_is_learned_and_mnist_is_kept_as_it_is_printed(tuned, drawi
     assert hand_after > hand_before + 0.03 and mnist_after > mnist_before - 0.003
     assert out.splitlines() == [
         "fine-tuning on 24 drawings, each 50 times an epoch, and 30,000 of MNIST's training images",
-        f"drawings in test/, not learned from: {hand_before:.2%} of 500 right before, {hand_after:.2%} after",
+        f"drawings in test/, not trained on: {hand_before:.2%} of 500 right before, {hand_after:.2%} after",
         f"MNIST's test images: {mnist_before:.2%} of 10,000 right before, {mnist_after:.2%} after",
-        f"the weights: {folder / 'mine.pth'}; as they were before: {folder / 'mine.before.pth'}"]
-    assert "epochs: 100%" in errors and "batches: 100%" in errors
+        f"the weights: {folder / 'mine.pth'}; the former weights: {folder / 'mine.before.pth'}"]
+    assert re.fullmatch(r"epoch 1 of 1: training loss .+\n", errors)
 
 
 def test_what_was_there_is_kept(tuned):
@@ -118,13 +122,13 @@ def test_again_it_gives_the_same_bytes_and_says_what_too_few_drawings_are_judged
     export(tmp_path / "few", train=load_split("train", drawings))
     status, out, errors = fine_tune(folder, tmp_path / "few", "--epochs", "1")
     assert status == 0, errors
-    assert re.search(r"\nthe drawings learned from, too few to hold some out: \S+% of 24 right before, ", out)
+    assert re.search(r"\nthe drawings trained on, too few to hold some out: \S+% of 24 right before, ", out)
     assert (folder / "mine.pth").read_bytes() == (tuned[0] / "mine.pth").read_bytes()
 
 
 def test_of_enough_drawings_a_fifth_of_each_digit_s_is_held_out(tmp_path):
     split = IMAGES[:200], LABELS[:200]
-    learned, held, _ = run_model.load_drawings(export(tmp_path, train=split))
+    learned, held, _ = load_drawings(export(tmp_path, train=split))
     assert (len(learned[0]), len(held[0])) == (160, 40)
     assert (np.abs(np.bincount(held[1], minlength=10) - np.bincount(split[1]) / 5) < 1).all()
     assert (np.sort(np.concatenate([learned[0], held[0]]), 0) == np.sort(split[0], 0)).all()
@@ -133,9 +137,9 @@ def test_of_enough_drawings_a_fifth_of_each_digit_s_is_held_out(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_leaves_the_weights_as_they_were(folder, drawings):
     process = start(folder, drawings, "--epochs", "100")
-    assert any("batches" in line for line in process.stderr)  # it is learning
+    assert any("epoch 1 of 100" in line for line in process.stderr)  # it is learning
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1].endswith("run_model.py: interrupted; the weights are as they were\n")
+    assert process.communicate(timeout=60)[1].endswith("run_model.py: interrupted; the weights are unchanged\n")
     assert process.returncode == 130
     assert [path.name for path in folder.iterdir()] == ["mine.pth"] and (folder / "mine.pth").read_bytes() == WEIGHTS
 
@@ -156,7 +160,6 @@ NOTHING = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
     ({"train": (IMAGES[:3, :20], LABELS[:3])}, [], "not uint8 images of 28 x 28 pixels"),
     ({"train": (IMAGES[:3], LABELS[:2])}, [], "holds 3 images, but"),
     ({}, [], "train-images-idx3-ubyte is missing"),
-    ({"train": (IMAGES[:3], LABELS[:3])}, ["--mode", "both"], "choose --mode train"),
     ({"train": (IMAGES[:3], LABELS[:3])}, ["--model-path", "nowhere/mine.pth"], "nowhere/mine.pth is missing"),
     ({"train": (IMAGES[:3], LABELS[:3])}, ["--model-path", "my.before.pth"], "cannot name the weights file"),
     ({"train": (IMAGES[:3], LABELS[:3])}, ["--device", "quantum"], "--device quantum cannot be used here"),

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 import handwriting
-from mnist_picture import (
+from mnist.picture import (
     MAX_PIXELS,
     PictureError,
     enlarge,

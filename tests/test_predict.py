@@ -12,10 +12,12 @@ from PIL import Image
 
 import handwriting
 import run_model
-from mnist_model import MNIST_CNN, WeightsError, load_weights, save_weights
-from mnist_picture import PictureError, crop, to_mnist
-from mnist_predict import MNISTPredictor, calibrate, no_digits
-from mnist_train import predict
+from mnist.calibrate import calibrate, non_digits
+from mnist.evaluate import predict
+from mnist.networks import MNIST_CNN
+from mnist.picture import PictureError, crop, to_mnist
+from mnist.predict import MNISTPredictor
+from mnist.weights import WeightsError, load_weights, save_weights
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +136,7 @@ def test_no_digits_are_told_from_digits(predictor):
     def believed(pictures) -> float:
         return np.mean([result.trusted for result in predictor.predict_many(pictures)])
 
-    assert believed(no_digits(IMAGES, 300, np.random.default_rng(0))) < 0.1
+    assert believed(non_digits(IMAGES, 300, np.random.default_rng(0))) < 0.1
     assert believed(handwriting.letters()) < 0.2
 
 
@@ -177,7 +179,7 @@ def test_calibration_repeats_itself_and_rejects_few_digits(tmp_path):
     part, rest = (IMAGES[:3000], LABELS[:3000]), (IMAGES[3000:6000], LABELS[3000:6000])
     options = {"mean": facts["mean"], "std": facts["std"]}
     one, two = (calibrate(model, part, rest, **options) for _ in range(2))
-    assert one["temperature"] == two["temperature"] and torch.equal(one["doubt"]["weights"], two["doubt"]["weights"])
+    assert one["temperature"] == two["temperature"] and torch.equal(one["ood"]["weights"], two["ood"]["weights"])
     louder = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in louder.fc2.parameters():
@@ -195,13 +197,13 @@ def test_any_data_set_can_be_calibrated():
     images[:50] = 0
     labels = rng.integers(0, 10, 600).astype(np.uint8)
     calibration = calibrate(MNIST_CNN().eval(), (images, labels), (images, labels), mean=0.5, std=0.3)
-    assert calibration["doubt"]["weights"].isfinite().all() and calibration["temperature"] > 0
+    assert calibration["ood"]["weights"].isfinite().all() and calibration["temperature"] > 0
 
 
 @pytest.mark.parametrize("calibration", [
-    {"temperature": 0.0}, {"temperature": float("nan")}, {"temperature": 1}, {"temperature": "warm"}, {"doubt": {}},
-    {"doubt": {"weights": torch.ones(322)}}, {"doubt": {"weights": torch.ones(322) / 0, "limit": 0.0}},
-    {"doubt": {"weights": torch.ones(5), "limit": 0.0}},
+    {"temperature": 0.0}, {"temperature": float("nan")}, {"temperature": 1}, {"temperature": "warm"}, {"ood": {}},
+    {"ood": {"weights": torch.ones(322)}}, {"ood": {"weights": torch.ones(322) / 0, "threshold": 0.0}},
+    {"ood": {"weights": torch.ones(5), "threshold": 0.0}},
 ])
 def test_an_unusable_calibration_is_refused(calibration, tmp_path):
     save_weights(tmp_path / "weights.pth", MNIST_CNN(), mean=0.13, std=0.31)
@@ -279,7 +281,12 @@ def test_files_are_read_and_a_bad_one_does_not_stop_the_rest(files, predictor, o
     assert run_model.main(["--mode", "predict", files[0], "--model-path", str(output / "MNIST-MODEL.pth")]) == 0
 
 
+def test_a_picture_s_name_is_enough_to_read_it(files, output, capsys):
+    assert run_model.main([files[0], "--model-path", str(output / "MNIST-MODEL.pth")]) == 0
+    assert capsys.readouterr().out.startswith(f"{files[0]}\t7\t")
+
+
 def test_files_and_the_mode_that_reads_them_go_together(capsys):
-    for arguments in (["--mode", "predict"], ["seven.png"]):
+    for arguments in (["--mode", "predict"], ["--mode", "train", "seven.png"]):
         assert run_model.main(arguments) == 2
         assert "go together" in capsys.readouterr().err

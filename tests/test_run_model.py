@@ -1,6 +1,7 @@
 """The command line, as its users type it, in one process and in several."""
 
 import ast
+import contextlib
 import os
 import re
 import shutil
@@ -19,9 +20,13 @@ from sklearn.model_selection import train_test_split
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run_model
-from mnist_model import MNIST_CNN, load_weights
-from mnist_study import FASHION
-from mnist_train import evaluate, read_checkpoint, train
+from mnist.checkpoint import read_checkpoint
+from mnist.evaluate import evaluate
+from mnist.networks import MNIST_CNN
+from mnist.recipes import RECIPES
+from mnist.study import FASHION
+from mnist.train import train
+from mnist.weights import load_weights
 from mnist_utils import FILES, load_split, write_idx
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +55,10 @@ def weights_of(path: Path) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in load_weights(path)[0].parameters()])
 
 
-def start(*arguments, launcher=(sys.executable,), **options) -> subprocess.Popen:
+def start(*arguments, launcher=(sys.executable,), terminal: int = subprocess.PIPE) -> subprocess.Popen:
+    """The command line in a process of its own; its errors and its progress go to `terminal`, if there is one."""
     return subprocess.Popen([*launcher, "run_model.py", *map(str, arguments)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+                            stdout=subprocess.PIPE, stderr=terminal)
 
 
 def torchrun(processes: int) -> tuple:
@@ -64,7 +70,8 @@ def torchrun(processes: int) -> tuple:
 def test_train_and_test_leave_weights_that_state_what_is_printed(data, folder, capsys):
     assert run_model.main(["--data", str(data), "--epochs", "3", "--test-samples", "7"]) == 0
     printed = capsys.readouterr()
-    assert "epochs: 100%" in printed.err
+    assert re.fullmatch(r"(epoch \d of 3: training loss \S+, validation loss \S+, validation accuracy .+%, .+ s\n){3}",
+                        printed.err)  # no terminal here: plain lines, as a log file wants them
     _, facts = load_weights(folder / "MNIST-MODEL.pth")
     assert facts["test_accuracy"] > 0.9 and facts["training"]["epochs"] == 3
     lines = printed.out.splitlines()
@@ -110,12 +117,12 @@ def test_the_best_epoch_is_the_one_with_the_highest_validation_accuracy(data, fo
 def test_every_switch_reaches_the_training(data, folder):
     assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "2", "--batch-size", "100",
                            "--learning-rate", "0.001", "--seed", "5", "--no-augment", "--no-amp", "--no-cuda",
-                           "--hardest", "0.5", "--early-stopping", "1", "--model", "MNIST_CNN",
+                           "--hard-examples", "0.5", "--early-stopping", "1", "--model", "MNIST_CNN",
                            "--model-path", str(folder / "new" / "mine.pth")]) == 0
     recipe = read_checkpoint(folder / "new" / "mine.checkpoint")["recipe"]
     assert recipe | {"mean": 0, "std": 0, "data": 0} == {
         "network": "MNIST_CNN", "epochs": 2, "batch_size": 100, "learning_rate": 0.001, "seed": 5, "augment": False,
-        "hardest": 0.5, "amp": False, "mean": 0, "std": 0, "data": 0}
+        "hard_examples": 0.5, "amp": False, "mean": 0, "std": 0, "data": 0}
 
 
 def test_the_defaults_are_the_notebook_s():
@@ -124,8 +131,15 @@ def test_the_defaults_are_the_notebook_s():
     settings = {node.targets[0].id: node.value.value for node in ast.parse(cell.source).body
                 if isinstance(node.value, ast.Constant)}
     defaults = run_model.parser().parse_args([])
-    assert (defaults.epochs, defaults.batch_size, defaults.learning_rate, defaults.seed, defaults.data) == (
+    recipe = RECIPES[defaults.recipe]
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, defaults.seed, defaults.data) == (
         settings["EPOCHS"], settings["BATCH_SIZE"], settings["LEARNING_RATE"], settings["SEED"], settings["DATASET"])
+
+
+def test_a_recipe_sets_what_no_option_does(data, folder):
+    assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "2"]) == 0
+    recipe, expected = read_checkpoint(folder / "MNIST-MODEL.checkpoint")["recipe"], RECIPES["fast"].settings()
+    assert recipe.items() >= (expected | {"epochs": 2, "amp": recipe["amp"]}).items()
 
 
 @pytest.mark.parametrize("arguments, fault", [
@@ -134,7 +148,7 @@ def test_the_defaults_are_the_notebook_s():
     (["--batch-size", "-4"], "--batch-size"),
     (["--learning-rate", "0"], "--learning-rate: must be a number above 0, not 0"),
     (["--learning-rate", "nan"], "--learning-rate"),
-    (["--hardest", "2"], "--hardest: must be at most 1, not 2"),
+    (["--hard-examples", "2"], "--hard-examples: must be at most 1, not 2"),
     (["--seed", "-1"], "--seed: must be a whole number from 0"),
     (["--model-path", "tests"], "--model-path tests cannot name the weights file"),
     (["--mode", "guess"], "--mode: invalid choice"),
@@ -164,6 +178,35 @@ def test_a_training_that_fails_leaves_the_weights_as_they_were(data, folder, cap
     assert capsys.readouterr().err.count("try a learning rate below 1e+20") == 2
     assert (folder / "MNIST-MODEL.pth").read_bytes() == before
     assert len(read_checkpoint(folder / "MNIST-MODEL.old.checkpoint")["history"]) == 1
+
+
+def test_a_training_that_learns_nothing_says_so_and_leaves_the_weights_as_they_were(data, folder, capsys):
+    (folder / "MNIST-MODEL.pth").write_bytes(b"former weights")
+    assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "1", "--learning-rate", "100"]) == 2
+    assert re.search(r"it learned nothing: .+% of the validation images are right, and always answering the most "
+                     r"frequent class gets .+%; no weights were saved: try a learning rate below 100\n",
+                     capsys.readouterr().err)
+    assert (folder / "MNIST-MODEL.pth").read_bytes() == b"former weights"
+
+
+def test_the_figure_of_a_test_is_beside_the_weights(data, folder, tmp_path_factory, capsys):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(ROOT / "MNIST-MODEL.pth", elsewhere)
+    path = str(elsewhere / "MNIST-MODEL.pth")
+    assert run_model.main(["--mode", "test", "--data", str(data), "--model-path", path]) == 0
+    assert (elsewhere / "figures" / "test_predictions.png").exists() and not list(folder.iterdir())
+
+
+def test_a_terminal_shows_bars(data, folder):
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
+    ours, theirs = pty.openpty()
+    process, shown = start("--mode", "train", "--data", data, "--epochs", "20", terminal=theirs), b""
+    os.close(theirs)
+    with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # how Linux says that it is closed
+        while part := terminal.read(65536):
+            shown += part
+    assert process.wait(60) == 0
+    assert b"epochs: 100%" in shown and b"batches:" in shown and b"epoch 1 of" not in shown
 
 
 def test_a_damaged_checkpoint_stops_no_new_training(data, folder):
@@ -207,7 +250,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(data, folde
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert "interrupted; --resume goes on" in process.communicate(timeout=60)[1]
+    assert "interrupted; --resume continues" in process.communicate(timeout=60)[1]
     assert process.returncode == 130 and not (folder / "stopped.pth").exists()
     resumed = start(*common, folder / "stopped.pth", "--resume")
     assert resumed.communicate(timeout=120) and resumed.returncode == 0

@@ -670,7 +670,7 @@ def test_a_database_is_named_by_its_url_or_its_parts(variables, url, settings):
     ({"DATABASE_URL": "postgresql://u:s3cret@h:s3cret/d"}, "DATABASE_URL cannot be read"),
     ({"DATABASE_URL": "postgresql://u:s3@cret@h/d"}, "DATABASE_URL has more than one"),
     ({"DATABASE_URL": "postgresql://u:s3cret@h:99999/d"}, "DATABASE_URL must have a port"),
-    ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL is of a kind"),
+    ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL must begin with"),
     ({"DATABASE_URL": "postgresql://u:s3cret@h"}, "DATABASE_URL names no database"),
     ({"DATABASE_URL": "sqlite://"}, "DATABASE_URL names no file"),
     ({"DATABASE_URL": "sqlite:///:memory:"}, "DATABASE_URL names no file"),

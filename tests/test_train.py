@@ -1,16 +1,16 @@
-"""Training and evaluation: they learn, repeat, and agree with scikit-learn."""
+"""Training: it learns, and it repeats."""
 
 import io
 from pathlib import Path
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss
 from tqdm import tqdm
 
-import mnist_train
-from mnist_model import MNIST_CNN
-from mnist_train import evaluate, predict, train, warp, warp_amounts
+import mnist.train
+from mnist.evaluate import evaluate, predict
+from mnist.networks import MNIST_CNN
+from mnist.train import train
 from mnist_utils import load_split, mean_std
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def test_the_seed_alone_changes_order_and_warps():
 
 def test_training_sees_warped_images(monkeypatch):
     seen = []
-    monkeypatch.setattr(mnist_train, "warp", lambda images, amounts: seen.append(len(images)) or images)
+    monkeypatch.setattr(mnist.train, "warp", lambda images, amounts: seen.append(len(images)) or images)
     trained(epochs=1)
     assert sum(seen) == len(TRAIN[0])
     trained(epochs=1, augment=False)
@@ -104,19 +104,19 @@ def test_bfloat16_learns_as_well():
     assert mixed[-1].val_accuracy == pytest.approx(plain[-1].val_accuracy, abs=0.02)
 
 
-def test_the_hardest_images_are_those_with_the_highest_loss(monkeypatch):
+def test_hard_examples_are_the_images_those_with_the_highest_loss(monkeypatch):
     seen, counts = [], []
-    real = mnist_train.batches
-    monkeypatch.setattr(mnist_train, "batches", lambda indices, *rest: seen.append(indices) or real(indices, *rest))
+    real = mnist.train.batches
+    monkeypatch.setattr(mnist.train, "batches", lambda indices, *rest: seen.append(indices) or real(indices, *rest))
     torch.manual_seed(0)
     model = MNIST_CNN()
-    still = {"epochs": 2, "learning_rate": 1e-12, "augment": False, "amp": False, "hardest": 0.1}
+    still = {"epochs": 2, "learning_rate": 1e-12, "augment": False, "amp": False, "hard_examples": 0.1}
     bar = tqdm(file=io.StringIO())
     for _ in train(model, TRAIN, VALIDATION, **RECIPE | still, batch_bar=bar):
         counts.append(bar.total)
     assert counts == [33, 4]  # 2,050 images, then 205, in batches of 64
-    scores = predict(model, TRAIN[0], **SCALE)
-    losses = torch.nn.functional.cross_entropy(scores, torch.from_numpy(TRAIN[1]).long(), reduction="none")
+    logits = predict(model, TRAIN[0], **SCALE)
+    losses = torch.nn.functional.cross_entropy(logits, torch.from_numpy(TRAIN[1]).long(), reduction="none")
     expected = set(losses.topk(205).indices.tolist())
     assert len(seen[0]) == 2050 and len(seen[1]) == 205
     assert len(expected & set(seen[1].tolist())) > 200  # a few are level but for rounding
@@ -131,64 +131,3 @@ def test_patience_stops_once_the_best_epoch_is_long_past():
 def test_a_loss_that_is_not_finite_stops_with_advice():
     with pytest.raises(FloatingPointError, match="epoch 1: try a learning rate below 1e"):
         trained(learning_rate=1e20)
-
-
-def test_evaluate_agrees_with_scikit_learn():
-    model, _ = trained(epochs=1)
-    loss, accuracy = evaluate(model, IMAGES, LABELS, **SCALE)
-    probabilities = predict(model, IMAGES, **SCALE).double().softmax(dim=1).numpy()
-    assert accuracy == accuracy_score(LABELS, probabilities.argmax(axis=1))
-    assert loss == pytest.approx(log_loss(LABELS, probabilities), rel=1e-5)
-
-
-def test_predict_does_not_depend_on_the_batch():
-    model, _ = trained(epochs=1)
-    scores = predict(model, IMAGES[:100], **SCALE)
-    assert scores.shape == (100, 10) and not scores.requires_grad
-    torch.testing.assert_close(predict(model, IMAGES[:100], **SCALE, batch_size=7), scores, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("mode", [True, False])
-def test_predict_evaluates_and_leaves_the_mode_alone(mode):
-    model = torch.nn.Sequential(MNIST_CNN(), torch.nn.Dropout(0.5)).train(mode)
-    assert torch.equal(predict(model, IMAGES[:10], **SCALE), predict(model, IMAGES[:10], **SCALE))
-    assert model.training is mode
-    with pytest.raises(RuntimeError):
-        predict(model, IMAGES[:10, :5], **SCALE)
-    assert model.training is mode
-
-
-# warp
-
-def test_the_centre_moves_by_little_and_by_each_image_s_own_amount():
-    dot = torch.zeros(500, 28, 28, dtype=torch.uint8)
-    dot[:, 13:15, 13:15] = 255
-    warped = warp(dot, warp_amounts(500, torch.Generator().manual_seed(0)))
-    assert warped.shape == dot.shape and warped.dtype == torch.float32
-    assert warped.min() >= 0 and warped.max() < 255.01
-    y, x = torch.meshgrid(torch.arange(28.0) - 13.5, torch.arange(28.0) - 13.5, indexing="ij")
-    shifts = torch.stack([(warped * axis).sum((1, 2)) / warped.sum((1, 2)) for axis in (x, y)])
-    assert 1.2 < shifts.abs().max() < 2.1  # 1.5 pixels, before the turn and the scale
-    assert len(shifts[0].round(decimals=4).unique()) > 450
-
-
-def test_lines_are_turned_sheared_and_scaled():
-    upright, level = (torch.zeros(500, 28, 28, dtype=torch.uint8) for _ in range(2))
-    upright[:, 6:22, 13:15] = 255
-    level[:, 13:15, 6:22] = 255
-    tilts, lengths = [], []
-    for line, axis in ((upright, 1), (level, 2)):
-        warped = warp(line, warp_amounts(500, torch.Generator().manual_seed(1)))
-        y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
-        total = warped.sum((1, 2))
-        cx, cy = ((warped * grid).sum((1, 2)) / total for grid in (x, y))
-        dx, dy = x - cx[:, None, None], y - cy[:, None, None]
-        xx, yy, xy = ((warped * product).sum((1, 2)) / total for product in (dx * dx, dy * dy, dx * dy))
-        along, across = (yy, xx) if axis == 1 else (xx, yy)
-        tilts.append(torch.atan2(2 * xy, along - across) / 2)
-        lengths.append(along.sqrt() / along.sqrt().median())
-    for length in lengths:
-        assert 0.03 < length.std() < 0.15  # 11 % at most each way, uniformly
-    level_tilt, upright_tilt = tilts[1].abs().max().rad2deg(), tilts[0].abs().max().rad2deg()
-    assert 9 < level_tilt < 13  # turned alone
-    assert 14 < upright_tilt < 22  # turned and sheared

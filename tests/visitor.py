@@ -1,6 +1,6 @@
-"""A visitor of the page: the page as a process of its own, Chromium to look at it, and a hand that draws on it.
+"""A simulated visitor: run the page in a separate process, open it in Chromium, and draw on it.
 
-The README's pictures of the page come from here as well: python tests/visitor.py, from the top folder.
+`python tests/visitor.py`, run in the top folder, makes the README's pictures of the page.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 from handwriting import traced
-from mnist_predict import MNISTPredictor
+from mnist.predict import MNISTPredictor
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]
@@ -36,14 +36,14 @@ expect.set_options(timeout=15_000)
 
 
 class Site:
-    """`python -m app`, with a database file in a folder of its own."""
+    """`python -m app` in a separate process, with its database file in `folder`."""
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder, self.database = folder, folder / "predictions.db"
         url = sa.URL.create("sqlite", database=str(self.database)).render_as_string()
         self.surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "DATABASE_URL": url, "MODEL_PATH": str(weights),
                              "APP_USER": "", "APP_PASSWORD": ""}
-        self.surroundings.pop("GRADIO_TEMP_DIR", None)  # a page in this process has one of its own
+        self.surroundings.pop("GRADIO_TEMP_DIR", None)  # app.page may have set it in this process
 
     def start(self, *options: str) -> None:
         """Start it, and wait until it has printed its address."""
@@ -55,12 +55,12 @@ class Site:
         self.address = line.split()[2]
 
     def errors(self) -> str:
-        """All that it has printed beside its address."""
+        """All that it has printed to stderr."""
         return (self.folder / "errors").read_text("utf-8")
 
     def stop(self) -> int:
-        """End it as Ctrl-C does, and return its exit status."""
-        if self.process.poll() is None:  # Windows sends no SIGINT to one process
+        """Stop it as Ctrl-C does, and return its exit status."""
+        if self.process.poll() is None:  # Windows cannot send SIGINT to a single process
             self.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
         try:
             return self.process.wait(20)
@@ -73,11 +73,11 @@ class Site:
 
 @contextlib.contextmanager
 def serving(weights: Path) -> Iterator[Site]:
-    """The page with an empty database, as long as it is needed."""
+    """Run the page with an empty database until the block ends."""
     with tempfile.TemporaryDirectory(prefix="mnist-page-", ignore_cleanup_errors=True) as folder:
         site = Site(Path(folder), weights)
         with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]  # which no other server takes while this one is started again
+            port = free.getsockname()[1]  # unlikely to be taken while the page is restarted
         try:
             site.start("--port", str(port))
             yield site
@@ -93,7 +93,7 @@ def chromium(playwright: Playwright) -> str | None:
 
 @contextlib.contextmanager
 def browsing() -> Iterator[Browser | None]:
-    """A browser without a window; None where there is none to start."""
+    """A headless browser, or None where this machine has none."""
     as_root = os.name == "posix" and os.geteuid() == 0
     with sync_playwright() as playwright:
         path = chromium(playwright)
@@ -102,26 +102,29 @@ def browsing() -> Iterator[Browser | None]:
 
 @contextlib.contextmanager
 def opened(browser: Browser, site: Site, query: str = "", **options) -> Iterator[Page]:
-    """The page in a new window; no script of it may fail, and it may ask no other machine for anything."""
+    """Open the page in a new window until the block ends.
+
+    Raises AssertionError at the end where a script failed or a request went to another machine.
+    """
     with browser.new_context(**{"viewport": {"width": 1200, "height": 720}, **options}) as context:
         page, faults, asked = context.new_page(), [], set()
         page.on("pageerror", lambda error: faults.append(str(error)))
         context.on("request", lambda request: asked.add(urlsplit(request.url)[:2]))
         page.goto(site.address + query)
-        page.locator(".labels button").last.wait_for()  # made by its script
+        page.locator(".labels button").last.wait_for()  # made by pad.js
         yield page
         assert faults == []
         assert {host for scheme, host in asked if scheme not in ("data", "blob")} == {urlsplit(site.address).netloc}
 
 
 def on_paper(page: Page, strokes: Strokes) -> Strokes:
-    """Where in the window the strokes are on the paper."""
+    """Convert strokes from shares of the paper, 0 to 1, to pixels of the window."""
     box = page.locator("canvas").bounding_box()
     return [[(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke] for stroke in strokes]
 
 
 def draw(page: Page, strokes: Strokes) -> int | None:
-    """Draw with the mouse; returns the digit that the page then shows."""
+    """Draw with the mouse. Returns the digit that the page then shows, or None."""
     for start, *rest in on_paper(page, strokes):
         page.mouse.move(*start)
         page.mouse.down()
@@ -132,14 +135,14 @@ def draw(page: Page, strokes: Strokes) -> int | None:
 
 
 def answer(page: Page) -> int | None:
-    """The digit that the page shows, once that is for all that has been drawn."""
+    """Wait for the answer to the whole drawing. Returns the digit that the page shows, or None."""
     page.locator(".verdict[aria-busy=false]").wait_for()
     shown = page.locator(".digit").inner_text()
     return None if shown == "?" else int(shown)
 
 
 def name(page: Page, digit: int) -> None:
-    """Say with a click what the drawing was, and wait until that is kept."""
+    """Label the drawing with a click, and wait until the label is kept."""
     page.get_by_role("button", name=f"It was a {digit}").click()
     expect(page.locator(".kept")).to_contain_text(f", labelled {digit}: ")
 

@@ -1,15 +1,15 @@
-"""The trained network as a file for other runtimes, with the constants of its preprocessing inside.
+"""Export a trained network to other runtimes, with its preprocessing inside the file.
 
     report = export("MNIST-MODEL.pth", "MNIST-MODEL.onnx", "onnx")
     print(report.accuracy, report.deviation)
 
-onnx         one self-contained file, for onnxruntime and whatever else reads ONNX
-onnx-int8    the same in 8-bit integers, quantised on training images: under half as large
+onnx         one self-contained file, for onnxruntime and everything else that reads ONNX
+onnx-int8    the same in 8-bit integers, calibrated on training images; a third of the size
 pt2          for torch.export.load: PyTorch alone, without this project
-torchscript  for torch.jit.load: legacy, PyTorch has deprecated it
-safetensors  weights and constants alone, without a program: `load_safetensors` puts them together again
+torchscript  for torch.jit.load; PyTorch has deprecated it
+safetensors  weights and constants without a program; `load_safetensors` makes a Program of them
 
-All but the last hold the whole program that `Program` is. Every file also says in words what it is:
+All but the last hold the whole computation of `Program`. Every file describes itself in its metadata:
 `metadata_props` in ONNX, the extra file metadata.json in pt2 and torchscript, `metadata()` in safetensors.
 """
 
@@ -35,13 +35,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mnist_model import NETWORKS, WeightsError, load_weights, write_atomically
-from mnist_train import predict
+from mnist.evaluate import predict
+from mnist.files import write_atomically
+from mnist.networks import NETWORKS
+from mnist.weights import WeightsError, load_weights
 from mnist_utils import IMAGE_SHAPE, load_split, normalize
 
-TOLERANCE = 1e-4  # of a probability, between the network and its export
-INT8_LOSS = 0.0005  # of the accuracy, at most
-CALIBRATION = 500  # training images at most; more made no difference to training images held out
+TOLERANCE = 1e-4  # largest difference of a probability between the network and its export
+INT8_LOSS = 0.0005  # largest loss of accuracy
+CALIBRATION = 500  # training images; more made no difference on validation images
 BATCH = 250
 INT8 = "onnx-int8"
 METADATA = "metadata.json"
@@ -52,7 +54,7 @@ PROGRAM = {
 }
 WEIGHTS = {
     "input": "float32 (N, 1, 28, 28): (grey levels / 255 - mean) / std, of grey levels from 0 (paper) to 255 (ink)",
-    "output": "scores: float32 (N, 10); softmax(scores / temperature) are the probabilities of the digits 0 to 9",
+    "output": "logits: float32 (N, 10); softmax(logits / temperature) are the probabilities of the digits 0 to 9",
     "preprocessing": "outside: mean, std and temperature are in the metadata",
 }
 
@@ -66,7 +68,7 @@ class ExportError(ValueError):
 class Program(nn.Module):
     """Grey levels (N, 28, 28), uint8, 0 paper to 255 ink → probabilities (N, 10): what an export computes.
 
-    `facts` are those of the weights file; a temperature among them divides the scores.
+    `facts` are those of the weights file; a temperature among them divides the logits.
     """
 
     def __init__(self, model: nn.Module, facts: dict[str, Any]) -> None:
@@ -81,27 +83,26 @@ class Program(nn.Module):
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and how it compares with the network, on all test images."""
+    """What was written, and how it compares with the network on all test images."""
 
     size: int  # bytes
     metadata: dict[str, str]  # as in the file
     images: int
-    different: int  # images that it takes for another digit
-    deviation: float  # the largest of any probability
+    different: int  # images for which it predicts another digit
+    deviation: float  # the largest difference of any probability
     accuracy: float  # 0 to 1
     network_accuracy: float
 
 
-def export(model_path: str | os.PathLike, path: str | os.PathLike, format: str,
-           data: str | os.PathLike = "dataset") -> Report:
-    """Write the network of a weights file in one of FORMATS, once that has proved to be the same network.
+def export(model_path: str | os.PathLike[str], path: str | os.PathLike[str], format: str,
+           data: str | os.PathLike[str] = "dataset") -> Report:
+    """Export the network of a weights file in one of FORMATS, and check the export before it is written.
 
-    To that end it is loaded again by its own runtime and compared on the test images of `data`, a
-    folder laid out as `dataset/` is: each digit must be the same, each probability within
-    TOLERANCE. onnx-int8, which is calibrated on the training images there, may lose INT8_LOSS of
-    the accuracy. Raises ExportError where the comparison fails, nothing can be compared,
-    or `path` cannot be the file's; and whatever `load_weights`, `load_split` and
-    `write_atomically` raise. What was at `path` is then as it was.
+    The format's own runtime loads the export and predicts the test images of `data`, a folder laid out
+    as `dataset/` is. Each digit must equal the network's, and each probability must be within
+    TOLERANCE. onnx-int8 is calibrated on the training images in `data`, and may lose INT8_LOSS of the
+    accuracy. Raises ExportError where the check fails or `path` is unusable, and what `load_weights`,
+    `load_split` and `write_atomically` raise. After an error the file at `path` is unchanged.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -119,16 +120,17 @@ def export(model_path: str | os.PathLike, path: str | os.PathLike, format: str,
     calibration = _calibration(data) if format == INT8 else None
     try:
         content, found = _make(program, metadata, format, calibration, images)
-    except Exception as error:  # each exporter and each runtime has its own
+    except Exception as error:  # each exporter and each runtime raises its own type
         raise ExportError(f"{path} was not written, because {format} failed: {error!r:.200}") from error
     expected = _network_probabilities(program, images)
     digits, expected_digits = found.argmax(1), expected.argmax(1)
     report = Report(len(content), metadata, len(images), int((digits != expected_digits).sum()),
                     float(np.abs(found - expected).max()), float((digits == labels).mean()),
                     float((expected_digits == labels).mean()))
-    if format != INT8 and (report.different or not report.deviation <= TOLERANCE):  # a NaN is not within
-        raise ExportError(f"{path} was not written: as {format} it takes {report.different:,} of {report.images:,} "
-                          f"test images for another digit, and its probabilities are up to {report.deviation:.1g} off")
+    if format != INT8 and (report.different or not report.deviation <= TOLERANCE):  # also catches NaN
+        raise ExportError(f"{path} was not written: as {format} it gives another digit for {report.different:,} of "
+                          f"{report.images:,} test images, and its probabilities are up to "
+                          f"{report.deviation:.1g} off")
     if format == INT8 and report.network_accuracy - report.accuracy > INT8_LOSS:
         raise ExportError(f"{path} was not written: in 8 bits the accuracy falls from {report.network_accuracy:.2%} "
                           f"to {report.accuracy:.2%}")
@@ -140,7 +142,7 @@ def _make(program: Program, metadata: dict[str, str], format: str, calibration: 
           images: np.ndarray) -> tuple[bytes, np.ndarray]:
     """The export's bytes, and the probabilities (N, 10) that its own runtime gives with them."""
     chosen = FORMATS[format]
-    # what is still mapped into memory cannot be deleted on Windows
+    # Windows cannot delete a file that is still mapped into memory
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder, "network" + chosen.ending)
         chosen.save(program, metadata, path)
@@ -152,13 +154,14 @@ def _make(program: Program, metadata: dict[str, str], format: str, calibration: 
 
 
 def _network_probabilities(program: Program, images: np.ndarray) -> np.ndarray:
-    """What the network gives without the program's own arithmetic around it: float32 (N, 10)."""
+    """Probabilities (N, 10) computed from the network without `Program`, to compare with."""
     scores = predict(program.model, images, mean=program.mean, std=program.std)
     return (scores / program.temperature).softmax(1).numpy()
 
 
-def _metadata(model_path: str | os.PathLike, facts: dict[str, Any], program: Program, format: str) -> dict[str, str]:
-    """What one must know to use an export, all of it as strings."""
+def _metadata(model_path: str | os.PathLike[str], facts: dict[str, Any], program: Program,
+              format: str) -> dict[str, str]:
+    """What one needs to know to use the export; all values are strings."""
     digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
     metadata = {"model": f"{Path(model_path).name}, SHA-256 {digest}", "architecture": facts["architecture"],
                 **(WEIGHTS if format == "safetensors" else PROGRAM),
@@ -172,7 +175,8 @@ def _metadata(model_path: str | os.PathLike, facts: dict[str, Any], program: Pro
 # saving
 
 def _example() -> tuple[Tensor]:
-    return (torch.zeros(2, *IMAGE_SHAPE, dtype=torch.uint8),)  # two images: exporters take one for a constant
+    # two images: with one, exporters would freeze the batch size
+    return (torch.zeros(2, *IMAGE_SHAPE, dtype=torch.uint8),)
 
 
 def _any_count() -> dict[str, dict[int, Any]]:
@@ -180,10 +184,12 @@ def _any_count() -> dict[str, dict[int, Any]]:
 
 
 def _save_onnx(program: Program, metadata: dict[str, str], path: Path) -> None:
-    model = torch.onnx.export(program, _example(), dynamo=True, dynamic_shapes=_any_count(), input_names=["images"],
-                              output_names=["probabilities"], verbose=False).model_proto
+    exported = torch.onnx.export(program, _example(), dynamo=True, dynamic_shapes=_any_count(), input_names=["images"],
+                                 output_names=["probabilities"], verbose=False)
+    assert exported is not None, "the dynamo exporter returns a program"
+    model = exported.model_proto
     graph = model.graph
-    # the exporter notes which lines of which files on this machine each node comes from
+    # the exporter records paths of this machine as the origin of each node
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         del part.metadata_props[:]
     onnx.helper.set_model_props(model, metadata)
@@ -191,16 +197,16 @@ def _save_onnx(program: Program, metadata: dict[str, str], path: Path) -> None:
     onnx.save(model, path)
 
 
-def _calibration(data: str | os.PathLike) -> np.ndarray:
-    """Some training images, spread over all of them, or ExportError where there are none."""
+def _calibration(data: str | os.PathLike[str]) -> np.ndarray:
+    """Some training images, evenly spaced. Raises ExportError where there are none."""
     images, _ = load_split("train", data)
     if not len(images):
         raise ExportError(f"{data} holds no training images to calibrate {INT8} with")
     return images[np.linspace(0, len(images) - 1, min(CALIBRATION, len(images))).astype(int)]
 
 
-class _Feed(CalibrationDataReader):
-    """One batch of images, in the form in which onnxruntime's quantisation asks for it."""
+class _Feed(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """One batch of images, as onnxruntime's quantisation wants it."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.feeds = iter([{"images": images}])
@@ -210,11 +216,11 @@ class _Feed(CalibrationDataReader):
 
 
 def _quantize(path: Path, images: np.ndarray) -> None:
-    """Turn an ONNX file into one that computes in 8-bit integers, calibrated on these images (N, 28, 28).
+    """Quantise an ONNX file to 8-bit integers, calibrated on images (N, 28, 28).
 
-    Weights are unsigned, with a scale for each channel: x86 processors without VNNI add signed
-    weights' products up in 16 bits, which is too few. The first convolution stays in float32,
-    where it is nearer and faster, and so do the last layer's results.
+    Weights are unsigned, with one scale per channel, because x86 processors without VNNI saturate when
+    they add up products of signed weights. The first convolution and the logits stay in float32: there
+    that is more accurate and no slower.
     """
     model = onnx.load(path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -233,7 +239,7 @@ def _quantize(path: Path, images: np.ndarray) -> None:
 def _save_pt2(program: Program, metadata: dict[str, str], path: Path) -> None:
     exported = torch.export.export(program, _example(), dynamic_shapes=_any_count())
     for node in exported.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names the folders of this machine
+        node.meta.pop("stack_trace", None)  # it holds paths of this machine
     torch.export.save(exported, path, extra_files={METADATA: json.dumps(metadata)})
 
 
@@ -243,7 +249,7 @@ def _save_torchscript(program: Program, metadata: dict[str, str], path: Path) ->
         torch.jit.save(torch.jit.trace(program, _example()), buffer, _extra_files={METADATA: json.dumps(metadata)})
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
         for name in source.namelist():
-            if not name.endswith(".debug_pkl"):  # they name the folders of this machine
+            if not name.endswith(".debug_pkl"):  # they hold paths of this machine
                 target.writestr(name, source.read(name))
 
 
@@ -253,7 +259,7 @@ def _save_safetensors(program: Program, metadata: dict[str, str], path: Path) ->
 
 @contextlib.contextmanager
 def _deprecated() -> Iterator[None]:
-    """Let TorchScript be used without its warnings that it is deprecated."""
+    """Silence TorchScript's deprecation warnings."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.* is deprecated", FutureWarning)
         yield
@@ -277,8 +283,8 @@ def _open_torchscript(path: Path) -> Run:
         return _run(torch.jit.load(path))
 
 
-def load_safetensors(path: str | os.PathLike) -> Program:
-    """The program again, from a safetensors export: the weights in their network, the constants around it.
+def load_safetensors(path: str | os.PathLike[str]) -> Program:
+    """Load a safetensors export as a Program.
 
     Raises WeightsError for a file that is damaged or no such export, OSError where it cannot be read.
     """
@@ -291,7 +297,7 @@ def load_safetensors(path: str | os.PathLike) -> Program:
         return Program(model, {name: float(facts[name]) for name in ("mean", "std", "temperature")})
     except OSError:
         raise
-    except Exception as error:  # safetensors has its own, and each part has its own way of not fitting
+    except Exception as error:  # safetensors and each part raise their own types
         raise WeightsError(f"{path} is damaged, or no safetensors export of this project") from error
 
 
@@ -305,9 +311,9 @@ def _run(module: nn.Module) -> Run:
 
 @dataclass(frozen=True)
 class Format:
-    ending: str  # of a file's name
+    ending: str  # of the file's name
     save: Callable[[Program, dict[str, str], Path], None]
-    open: Callable[[Path], Run]  # with as many threads as torch has
+    open: Callable[[Path], Run]  # with as many threads as torch uses
 
 
 FORMATS = {

@@ -1,9 +1,9 @@
-"""From any picture of handwriting to digits as MNIST shows them.
+"""From any picture of handwriting to digits in MNIST's form.
 
     picture = to_mnist("my-seven.jpg")    # uint8 (28, 28), ink 255
 
-It does what MNIST's makers did to their scans, and before that what photographs need, in steps
-that can be called by themselves: read_picture → enlarge → find_ink → find_strokes → find_pieces → fit.
+First a photograph is cleaned, then each digit is framed as MNIST's authors framed their scans. Each
+step is a function of its own: read_picture → enlarge → find_ink → find_strokes → find_pieces → fit.
 """
 
 import io
@@ -24,41 +24,41 @@ from skimage.filters.rank import median
 from skimage.morphology import skeletonize
 from torch import Tensor
 
-AnyPicture = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
+AnyPicture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
-LEAST_CONTRAST = 0.05  # between ink and paper, of that between black and white
-LEAST_INK = 0.3  # in a photograph, where grain and shadows come to less
+MIN_CONTRAST = 0.05  # between ink and paper; black on white is 1
+MIN_INK = 0.3  # in a photograph; grain and shadows are weaker
 MAX_PIXELS = 64_000_000
-MOST_PARTS = 100  # of a picture's strokes; a page of text has more
+MAX_PARTS = 100  # connected parts of strokes in a picture; a page of text has more
 MIN_SIDE = 5  # pixels
-LEAST_DIGIT = 0.3  # of the tallest one's height
-DIGIT_SIDE = 20  # pixels of a digit's longer side in MNIST
-STROKE_WIDTHS = 1.7, 3.1  # pixels: four fifths of MNIST's digits are within
-FEWEST, MOST = 200, 1000  # pixels of the longer side at which a picture is worked on
+MIN_DIGIT = 0.3  # height of a digit, relative to the tallest one
+DIGIT_SIDE = 20  # pixels: the longer side of a digit in MNIST
+STROKE_WIDTHS = 1.7, 3.1  # pixels: the range of four fifths of MNIST's digits
+MIN_WORKING_SIDE, MAX_WORKING_SIDE = 200, 1000  # pixels: the longer side, to which pictures are resized
 
 
 class PictureError(ValueError):
-    """A picture cannot be read, or holds nothing to read; the message is for whoever gave it."""
+    """A picture cannot be read, or there is nothing in it; the message is for the picture's owner."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it was read."""
+    """A picture in grey levels."""
 
     grey: np.ndarray  # (H, W) float32, 0 black to 1 white
-    notes: tuple[str, ...] = ()  # what its owner should know
-    scale: float = 1.0  # pixels of the original for one of `grey`
+    notes: tuple[str, ...] = ()  # remarks for its owner
+    scale: float = 1.0  # pixels of the original per pixel of `grey`
 
 
 # reading
 
 def read_picture(image: AnyPicture) -> Picture:
-    """Read a picture in any of the usual forms as grey levels, upright, and of a size to work at.
+    """Read a picture in any usual form as grey levels, upright, resized to MAX_WORKING_SIDE at most.
 
     `image` is a path, a file's bytes, a binary file object, a Pillow image of any mode, a NumPy
     array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a torch tensor (H, W), (C, H, W) or
-    (1, C, H, W); numbers run from 0 to 1 or from 0 to 255, or to 65,535 in uint16. Transparent
-    ink is laid on paper that it stands out from. Raises PictureError for whatever is no picture.
+    (1, C, H, W). Its numbers run from 0 to 1, from 0 to 255, or in uint16 to 65,535. A transparent
+    picture is laid on paper that contrasts with its ink. Raises PictureError for anything else.
     """
     if isinstance(image, Tensor):
         if image.layout != torch.strided:
@@ -84,7 +84,8 @@ def _open(source: Any, name: str) -> Picture:
             raise PictureError(f"{name} is a folder or a device, not a picture")
         with Image.open(source, formats=FORMATS) as picture:
             size = picture.size
-            picture.draft(None, (2 * MOST, 2 * MOST))  # a very large JPEG is decoded at a half or less
+            # decodes a very large JPEG at half its size or less
+            picture.draft(None, (2 * MAX_WORKING_SIDE, 2 * MAX_WORKING_SIDE))
             return _from_pillow(picture, name, size)
     except (PictureError, MemoryError):
         raise
@@ -101,19 +102,20 @@ def _open(source: Any, name: str) -> Picture:
 
 
 def _from_pillow(picture: Image.Image, name: str, size: tuple[int, int]) -> Picture:
-    """`size` is that of the original, of which `picture` may be a smaller draft."""
+    """`size` is the original's; `picture` may be a smaller draft of it."""
     if math.prod(size) > MAX_PIXELS:
         raise PictureError(f"{name} has {size[0]:,} × {size[1]:,} pixels: at most {MAX_PIXELS:,} are read")
     try:
-        animated = getattr(picture, "is_animated", False) and picture.format != "MPO"  # a phone's, with a thumbnail
+        # a phone's MPO holds a thumbnail as well
+        animated = getattr(picture, "is_animated", False) and picture.format != "MPO"
         notes = ("it holds several pictures, of which the first was read",) if animated else ()
         upright = ImageOps.exif_transpose(picture)
         if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
-            grey = _from_array(np.asarray(upright), channels_first=False, sixteen_bits=upright.mode != "F")
-            return replace(grey, notes=notes)
+            values = np.asarray(upright)
+            return replace(_from_array(values, channels_first=False, sixteen_bits=upright.mode != "F"), notes=notes)
         if upright.has_transparency_data:
             layers = upright.convert("RGBA")
-            layers.thumbnail((2 * MOST, 2 * MOST), Image.Resampling.BOX)
+            layers.thumbnail((2 * MAX_WORKING_SIDE, 2 * MAX_WORKING_SIDE), Image.Resampling.BOX)
             grey = Image.fromarray(_on_paper(np.asarray(layers.convert("RGB").convert("L")),
                                              np.asarray(layers.getchannel("A"))))
         else:
@@ -128,15 +130,15 @@ def _from_pillow(picture: Image.Image, name: str, size: tuple[int, int]) -> Pict
 def _on_paper(grey: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Lay grey levels (H, W) on paper, by their opacity (H, W); both uint8.
 
-    The paper contrasts with what is seen, where that is little: ink. Where it is most of the
-    picture it brings its own paper, and only a corner or a rim is missing.
+    Where little of the picture is opaque, that is ink, and the paper gets a contrasting tone. Where most
+    of it is opaque, the picture has paper of its own, and that tone fills the missing corner or edge.
     """
     most = alpha.max()
     if not most:
         return np.zeros_like(grey)
     seen = alpha > most / 2
     typical = np.median(grey[seen])
-    own = seen.mean() > 0.5 and np.ptp(grey[seen]) > 255 * LEAST_CONTRAST
+    own = seen.mean() > 0.5 and np.ptp(grey[seen]) > 255 * MIN_CONTRAST
     paper = typical if own else 255 if typical < 128 else 0
     return np.rint(paper + (grey - float(paper)) * (alpha / float(most))).astype(np.uint8)
 
@@ -163,7 +165,7 @@ def _from_array(values: np.ndarray, *, channels_first: bool, sixteen_bits: bool 
     if not values.size or values.shape[0] * values.shape[1] > MAX_PIXELS:
         raise PictureError(f"an array of {shape} {'is empty' if not values.size else 'is too large'}: "
                            f"a picture has from {MIN_SIDE} × {MIN_SIDE} to {MAX_PIXELS:,} pixels")
-    if values.dtype.kind == "f":  # what resizing adds to 0 and 1 is no other scale
+    if values.dtype.kind == "f":  # resizing overshoots 0 and 1 a little: that is no other scale
         values = np.where((values > -0.01) & (values < 1.01), values.clip(0, 1), values)
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -182,19 +184,19 @@ def _from_array(values: np.ndarray, *, channels_first: bool, sixteen_bits: bool 
 
 
 def _resized(grey: Image.Image, notes: tuple[str, ...], longest: int) -> Picture:
-    """The picture at a size to work at; `longest` is its longer side in the original's pixels."""
+    """The picture, reduced where it is large; `longest` is its longer side in pixels of the original."""
     if min(grey.size) < MIN_SIDE:
         raise PictureError(f"the picture has {grey.width} × {grey.height} pixels: too few for a digit")
-    if max(grey.size) > MOST:
-        grey.thumbnail((MOST, MOST), Image.Resampling.BOX)
+    if max(grey.size) > MAX_WORKING_SIDE:
+        grey.thumbnail((MAX_WORKING_SIDE, MAX_WORKING_SIDE), Image.Resampling.BOX)
     return Picture(np.asarray(grey, np.float32) / 255, notes, longest / max(grey.size))
 
 
 # cleaning
 
 def enlarge(grey: np.ndarray) -> np.ndarray:
-    """A small picture (H, W) enlarged by a whole number, so that strokes have an inside and an outline."""
-    factor = math.ceil(FEWEST / max(grey.shape))
+    """Enlarge a small picture (H, W) by a whole factor to at least MIN_WORKING_SIDE; others stay as they are."""
+    factor = math.ceil(MIN_WORKING_SIDE / max(grey.shape))
     if factor == 1:
         return grey
     size = [factor * side for side in grey.shape[::-1]]
@@ -202,52 +204,52 @@ def enlarge(grey: np.ndarray) -> np.ndarray:
 
 
 def find_ink(grey: np.ndarray, ink: str = "auto") -> tuple[np.ndarray, bool]:
-    """How much ink there is at each place (H, W), from 0 to 1, and whether it is a photograph's.
+    """The amount of ink (H, W) from 0 to 1 at each pixel, and whether the picture is a photograph.
 
-    `grey` is (H, W) from 0 to 1. What counts is how far a place stands out from the paper around
-    it, so that neither a shadow nor the paper's tone matters. `ink` says "dark" or "light"; by
-    default the rim of the picture is taken for paper. A photograph is what has no even paper.
-    Raises ValueError for another `ink`.
+    `grey` is (H, W) from 0 to 1. The amount is the contrast with the paper nearby, so neither a shadow
+    nor the tone of the paper matters. `ink` is "dark" or "light"; by default the edge of the picture
+    is taken for paper, and decides. A picture whose paper is uneven counts as a photograph. Raises
+    ValueError for another `ink`.
     """
     if ink not in ("auto", "dark", "light"):
         raise ValueError(f"ink is dark, light or auto, not {ink!r}")
-    if np.ptp(grey) < LEAST_CONTRAST:
+    if np.ptp(grey) < MIN_CONTRAST:
         return np.zeros_like(grey), False
     depth = max(1, round(0.04 * min(grey.shape)))
     rim = np.concatenate([side.ravel() for side in (grey[:depth], grey[-depth:], grey[:, :depth], grey[:, -depth:])])
     paper, span = float(np.median(rim)), np.ptp(grey)
-    bare = rim[np.abs(rim - paper) <= 0.5 * span]  # a stroke may run over the rim
+    bare = rim[np.abs(rim - paper) <= 0.5 * span]  # a stroke may cross the edge
     unevenness = np.ptp(np.percentile(bare, [5, 95])) / span
     even = unevenness <= (0.1 if len(bare) > 0.7 * len(rim) else 0.02 if len(bare) > 0.5 * len(rim) else 0)
     apart = _dark_or_light(grey, paper if even else None)
-    even &= ink in ("auto", apart)  # else the rim is not the paper: it is a frame, or a table
+    even &= ink in ("auto", apart)  # otherwise the edge is not paper, but a frame or a table
     dark = (apart if ink == "auto" else ink) == "dark"
     level = grey if dark else 1 - grey
     if even:
         return np.clip(1 - level / max(paper if dark else 1 - paper, 0.05), 0, 1), False
-    # a closing fills strokes with the paper around them, and leaves wider shadows as they are
+    # a grey closing fills strokes with the paper around them, and keeps shadows, which are wider
     smooth = ndimage.gaussian_filter(level, max(0.7, 0.002 * max(grey.shape)))
     around = ndimage.grey_closing(smooth, size=max(grey.shape) // 5)
     strength = np.clip(1 - smooth / np.maximum(around, 0.05), 0, 1)
-    return np.where(strength > LEAST_INK, strength, 0), True
+    return np.where(strength > MIN_INK, strength, 0), True
 
 
 def _dark_or_light(grey: np.ndarray, paper: float | None) -> str:
-    """Which ink stands out more: from that paper, or from the median of the surroundings."""
+    """Which ink contrasts more: with this paper, or where it is None, with the local median."""
     if paper is not None:
         return "dark" if paper - grey.min() > grey.max() - paper else "light"
     small = Image.fromarray(np.rint(255 * grey).astype(np.uint8))
     small.thumbnail((200, 200), Image.Resampling.BOX)
     levels = np.pad(np.asarray(small), 30, mode="symmetric")
     around = median(levels, np.ones((61, 61), np.uint8))
-    # as a ratio, because light and shadow multiply; ink is a greater one than they are
+    # as a ratio, because light multiplies: ink changes it by more than a shadow does
     difference = np.log((levels + 10.0) / (around + 10.0))[30:-30, 30:-30]
     strong = np.abs(difference) > 0.5 * np.abs(difference).max()
     return "dark" if difference[strong].sum() < 0 else "light"
 
 
 def find_strokes(ink: np.ndarray) -> np.ndarray:
-    """Which places (H, W) belong to strokes, as booleans: not the ruling, the paper's grain, or specks."""
+    """A mask (H, W) of the pen strokes, without ruling, grain and specks."""
     noise = 1.4826 * np.median(np.abs(ink - np.median(ink)))
     candidates = ink[ink > max(0.08, 6 * noise)]
     if not candidates.size:
@@ -264,29 +266,28 @@ def find_strokes(ink: np.ndarray) -> np.ndarray:
 
 # from strokes to digits
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are just outside
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are exclusive
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is taken for one digit."""
+    """The strokes that are taken for one digit."""
 
-    strokes: np.ndarray  # (h, w) booleans, cropped to the box
+    strokes: np.ndarray  # (h, w) bool, cropped to the box
     box: Box
 
 
 def find_pieces(strokes: np.ndarray, photograph: bool = False) -> tuple[list[Piece], bool]:
-    """Part strokes (H, W) into digits, in reading order: line by line, from left to right.
+    """Segment strokes (H, W) into digits, in reading order: line by line, from left to right.
 
-    Parts belong to one digit where one is small and close to the other, as the bar of a 5 is, or
-    stands right above it. Where there is something else, what runs out of a photograph is left
-    out: it is a shadow, the edge of the paper, or a digit of which the rest is missing; whether
-    something as large as a digit runs out of it, is the second result. Elsewhere only what runs
-    along a whole side is left out.
-    Raises PictureError where there are more parts than MOST_PARTS.
+    Two connected parts belong to one digit where one is small and close to the other, such as the bar
+    of a 5, or directly above it. In a photograph, parts that touch the edge of the picture are left
+    out, unless there is nothing else: they are a shadow, the edge of the paper, or an incomplete
+    digit. The second result says whether one of them is as large as a digit. In other pictures only
+    parts along a whole side are left out. Raises PictureError where there are more than MAX_PARTS.
     """
     parts, count = ndimage.label(strokes, np.ones((3, 3)))
-    if count > MOST_PARTS:
+    if count > MAX_PARTS:
         raise PictureError(f"the picture holds {count:,} separate marks: cut out the part with the digits")
     boxes = [_box(slices) for slices in ndimage.find_objects(parts)]
     out = [(_cut_off if photograph else _spans)(box, strokes.shape) for box in boxes]
@@ -319,18 +320,18 @@ def _box(slices: tuple[slice, slice]) -> Box:
 
 
 def _cut_off(box: Box, shape: tuple[int, int]) -> bool:
-    """Whether it touches the rim."""
+    """Whether it touches the edge of the picture."""
     margin = 0.005 * max(shape)
     return min(box[:2]) <= margin or box[2] >= shape[1] - margin or box[3] >= shape[0] - margin
 
 
 def _spans(box: Box, shape: tuple[int, int]) -> bool:
-    """Whether it runs along a whole side: a frame, a line, the edge of a table."""
+    """Whether it touches the edge and runs along a whole side, as a frame or a line does."""
     return _cut_off(box, shape) and (box[2] - box[0] > 0.95 * shape[1] or box[3] - box[1] > 0.95 * shape[0])
 
 
 def _side(box: Box) -> int:
-    """Its longer side."""
+    """The longer side."""
     return max(box[2] - box[0], box[3] - box[1])
 
 
@@ -340,17 +341,17 @@ def _around(boxes: Iterable[Box]) -> Box:
 
 
 def _belong(one: Box, other: Box) -> bool:
-    """Whether two parts are one digit's."""
-    across = min(one[2], other[2]) - max(one[0], other[0])  # how far they stand above each other, or apart
-    along = min(one[3], other[3]) - max(one[1], other[1])  # how far they stand beside each other, or apart
+    """Whether two parts belong to one digit."""
+    across = min(one[2], other[2]) - max(one[0], other[0])  # horizontal overlap; negative: distance
+    along = min(one[3], other[3]) - max(one[1], other[1])  # vertical overlap; negative: distance
     smaller, size = sorted((_side(one), _side(other)))
-    if smaller < 0.6 * size:  # a bar, a loop, a piece broken off
+    if smaller < 0.6 * size:  # a bar, a loop, a broken-off part
         return across > -0.15 * size and along > -0.15 * size
     return across > 0.4 * min(one[2] - one[0], other[2] - other[0]) and along > -0.08 * size
 
 
 def _lines(pieces: list[Piece]) -> list[list[Piece]]:
-    """Lines from top to bottom; a piece continues the line whose last piece stands beside it."""
+    """Group pieces into lines, from top to bottom; a piece continues the line whose last piece is level with it."""
     lines: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: piece.box[0]):
         def beside(line: list[Piece], box: Box = piece.box) -> float:
@@ -367,18 +368,18 @@ def _lines(pieces: list[Piece]) -> list[list[Piece]]:
 
 
 def fit(strokes: np.ndarray) -> np.ndarray:
-    """Strokes (h, w) as MNIST shows a digit: uint8 (28, 28), ink 255.
+    """Strokes (h, w) in MNIST's form: uint8 (28, 28), ink 255.
 
-    Strokes of a width that MNIST hardly has are brought to its range first; for the rest see `frame`.
+    The stroke width is brought into the range STROKE_WIDTHS first; for the rest see `frame`.
     """
     return frame(_of_usual_width(strokes))
 
 
 def frame(ink: np.ndarray) -> np.ndarray:
-    """Ink (h, w) from 0 to 1, cropped to its box, in MNIST's frame: uint8 (28, 28), the darkest 255.
+    """Ink (h, w) from 0 to 1, cropped to its bounding box, in MNIST's frame: uint8 (28, 28), at most 255.
 
-    The longer side becomes 20 pixels, by averaging areas, and the centre of mass comes to
-    (14, 14), as https://github.com/facebookresearch/qmnist reconstructed it.
+    The longer side becomes 20 pixels, by area averaging, and the centre of mass moves to (14, 14), as
+    https://github.com/facebookresearch/qmnist reconstructed it.
     """
     scale = DIGIT_SIDE / max(ink.shape)
     size = [max(1, round(side * scale)) for side in ink.shape[::-1]]
@@ -387,33 +388,33 @@ def frame(ink: np.ndarray) -> np.ndarray:
 
 
 def crop(ink: np.ndarray) -> np.ndarray:
-    """Ink (H, W) without the empty rows and columns around it."""
+    """Ink (H, W) without the empty rows and columns at its edges."""
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     return ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
 
 
 def _of_usual_width(strokes: np.ndarray) -> np.ndarray:
-    """Thicken or thin strokes (h, w), so that in a digit of 20 pixels they are within STROKE_WIDTHS."""
+    """Thicken or thin strokes (h, w), so that in a digit of 20 pixels their width is within STROKE_WIDTHS."""
     side, middle = max(strokes.shape), skeletonize(strokes)
     width = 2 * np.median(ndimage.distance_transform_edt(np.pad(strokes, 1))[1:-1, 1:-1][middle])
     usual = np.clip(width * DIGIT_SIDE / side, *STROKE_WIDTHS)
-    # by so much on each side that width and digit, which grows as well, come to that proportion
+    # growth on each side; it takes into account that the digit grows as well
     growth = (usual * side - DIGIT_SIDE * width) / (2 * (DIGIT_SIDE - usual))
     if abs(growth) < 0.5:
         return strokes
     if growth > 0:
         return ndimage.distance_transform_edt(~np.pad(strokes, math.ceil(growth))) <= growth
     thinner = ndimage.distance_transform_edt(np.pad(strokes, 1))[1:-1, 1:-1] > -growth
-    thinner |= ndimage.distance_transform_edt(~middle) <= width / 2 + growth  # else thin parts would vanish
-    if not thinner.any():  # a blob, whose middle is no line
+    thinner |= ndimage.distance_transform_edt(~middle) <= width / 2 + growth  # otherwise thin parts would vanish
+    if not thinner.any():  # a blob has no skeleton that is a line
         return strokes
     return crop(thinner)
 
 
 def in_mnist_form(grey: np.ndarray) -> np.ndarray | None:
-    """The picture as uint8 (28, 28), ink 255 on paper 0, if its digit has MNIST's size and nothing is around it.
+    """The picture as uint8 (28, 28), ink 255 on paper 0, where its digit already has MNIST's size; else None.
 
-    It is moved by whole pixels where it is off the centre, and so loses nothing. None for all others.
+    A digit off the centre is shifted by whole pixels, so nothing is resampled.
     """
     if grey.shape != (28, 28):
         return None
@@ -425,17 +426,17 @@ def in_mnist_form(grey: np.ndarray) -> np.ndarray | None:
 
 
 def _centred(digit: np.ndarray) -> np.ndarray:
-    """A digit of at most 20 × 20 in a picture of 28 × 28, its centre of mass as near to (14, 14) as whole pixels go."""
+    """A digit of at most 20 × 20 in a picture (28, 28), its centre of mass at (14, 14) to the nearest pixel."""
     top, left = (int(np.clip(round(14 - middle), 0, 28 - side))
                  for middle, side in zip(ndimage.center_of_mass(digit), digit.shape))
     return np.pad(digit, [(top, 28 - top - digit.shape[0]), (left, 28 - left - digit.shape[1])])
 
 
 def to_mnist(image: AnyPicture, ink: str = "auto") -> np.ndarray:
-    """A picture of one digit as MNIST would show it: uint8 (28, 28), ink 255 on paper 0.
+    """A picture of one digit in MNIST's form: uint8 (28, 28), ink 255 on paper 0.
 
-    `image` is whatever `read_picture` takes, `ink` is "dark" or "light" where that cannot be
-    found by itself. Raises PictureError where it cannot be read, and where it is blank.
+    `image` is anything that `read_picture` takes; for `ink` see `find_ink`. Raises PictureError where
+    the picture cannot be read, and where it is blank.
     """
     picture = prepare(image, ink).picture
     if picture is None:
@@ -445,18 +446,18 @@ def to_mnist(image: AnyPicture, ink: str = "auto") -> np.ndarray:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture, ready for the network."""
+    """A picture prepared for the network."""
 
-    picture: np.ndarray | None  # all its strokes as one digit, uint8 (28, 28); None where there are none
-    pieces: list[Piece]  # in reading order, with boxes in the upright original's pixels; none if in MNIST's form
+    picture: np.ndarray | None  # of all strokes as one digit, uint8 (28, 28); None for a blank picture
+    pieces: list[Piece]  # in reading order, boxes in pixels of the upright original; empty if already in MNIST's form
     notes: tuple[str, ...]
-    cut_off: bool = False  # whether something as large as a digit runs out of the picture
+    cut_off: bool = False  # whether something as large as a digit touches the edge of a photograph
 
 
 def prepare(image: AnyPicture, ink: str = "auto") -> Prepared:
-    """Take a picture through all the steps; for arguments and errors see `read_picture`, `find_ink`, `find_pieces`.
+    """Take a picture through all steps. For arguments and errors see `read_picture`, `find_ink`, `find_pieces`.
 
-    Marks much smaller than the digits, such as dots and hyphens, are left out, and noted.
+    Marks much smaller than the digits, such as dots and hyphens, are left out, and a note says so.
     """
     source = read_picture(image)
     ready = in_mnist_form(source.grey) if ink == "auto" else None
@@ -468,7 +469,7 @@ def prepare(image: AnyPicture, ink: str = "auto") -> Prepared:
     if not found:
         return Prepared(None, [], source.notes)
     tallest = max(len(piece.strokes) for piece in found)
-    pieces = [piece for piece in found if len(piece.strokes) > LEAST_DIGIT * tallest]
+    pieces = [piece for piece in found if len(piece.strokes) > MIN_DIGIT * tallest]
     notes = source.notes
     if len(pieces) < len(found):
         notes += (f"small marks left out: {len(found) - len(pieces)}",)

@@ -1,0 +1,46 @@
+"""Write a file so that a crash leaves the old one or the new one, and never a part."""
+
+import contextlib
+import glob
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+STALE_SECONDS = 3600
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace a file by `data` in one step.
+
+    The folder is created where it is missing. An existing file keeps its permissions. A temporary
+    file that a killed writer left behind is deleted once it is an hour old. Raises OSError, which
+    names `path`, where the file cannot be written: the disk is full, or the folder is read-only.
+    """
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another writer may delete it at the same time
+            if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+                stale.unlink()
+    # not mkstemp: it would make a new file readable by its owner alone
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name survives a power cut only once the folder is synced; Windows has no such call
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

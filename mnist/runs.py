@@ -1,0 +1,146 @@
+"""A whole training and its files: the checkpoint, the weights of the best and of the last epoch, the log."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mnist.calibrate import calibrate
+from mnist.checkpoint import Epoch, best_epoch, read_checkpoint
+from mnist.distributed import is_first
+from mnist.evaluate import evaluate
+from mnist.networks import NETWORKS
+from mnist.train import train
+from mnist.weights import WeightsError, save_weights
+from mnist_utils import digest, load_split, load_training
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """A weights file that a training wrote."""
+
+    path: Path
+    epoch: int  # whose weights they are
+    is_best: bool  # the best epoch in validation; otherwise the last one
+    test_accuracy: float  # 0 to 1
+
+
+class TrainingRun:
+    """Trains a network on a data set, and keeps its files beside `model_path`."""
+
+    def __init__(self, network: str, data: str | os.PathLike[str], model_path: Path, *, seed: int,
+                 device: torch.device) -> None:
+        """Load the data, and initialise the network from `seed`.
+
+        Raises ValueError for a `model_path` that cannot name a weights file, and what `load_training` raises.
+        """
+        check_model_path(model_path)
+        self.model_path, self.seed = model_path, seed
+        self.train_set, self.val_set, self.mean, self.std = load_training(data, seed)
+        self.test_set = load_split("test", data)  # now, so that a missing file shows before the training
+        torch.manual_seed(seed)
+        self.model = NETWORKS[network]().to(device)
+
+    def epochs(self, *, resume: bool, log_dir: Path | None = None, batch_bar: tqdm | None = None,
+               **settings: Any) -> Iterator[Epoch]:
+        """Train, epoch by epoch, with a checkpoint; `settings` are arguments of `mnist.train.train`, which see."""
+        checkpoint = checkpoint_path(self.model_path)
+        if is_first() and not resume:
+            _set_aside(checkpoint)
+        epochs = train(self.model, self.train_set, self.val_set, mean=self.mean, std=self.std, seed=self.seed,
+                       checkpoint=checkpoint, resume=resume, batch_bar=batch_bar, **settings)
+        yield from logged(epochs, log_dir, type(self.model).__name__, self.train_set[0], resume)
+
+    def save(self) -> list[SavedWeights]:
+        """Save the weights of the best and of the last epoch, calibrated, with their test accuracy.
+
+        Raises ValueError, and saves nothing, where the training learned nothing.
+        """
+        stored = read_checkpoint(checkpoint_path(self.model_path))
+        settings, history = stored["recipe"], [Epoch(**epoch) for epoch in stored["history"]]
+        best = best_epoch(history)
+        chance = np.bincount(self.val_set[1]).max() / len(self.val_set[1])
+        if best.val_accuracy <= chance < 1:
+            raise ValueError(f"it learned nothing: {best.val_accuracy:.1%} of the validation images are right, "
+                             f"and always answering the most frequent class gets {chance:.1%}; no weights were "
+                             f"saved: try a learning rate below {settings['learning_rate']:g}")
+        mean, std = settings.pop("mean"), settings.pop("std")
+        model = NETWORKS[settings.pop("network")]()
+        training = settings | {"threads": torch.get_num_threads(), "torch": version("torch")}
+        saved = []
+        for path, weights, epoch in ((self.model_path, stored["best"], best),
+                                     (beside(self.model_path, ".final.pth"), stored["model"], history[-1])):
+            model.load_state_dict(weights)
+            _, accuracy = evaluate(model, *self.test_set, mean=mean, std=std)
+            calibration = calibrate(model.eval(), self.train_set, self.val_set, mean=mean, std=std, seed=self.seed)
+            save_weights(path, model, mean=mean, std=std, **calibration, training=training | {"epoch": epoch.number},
+                         val_accuracy=epoch.val_accuracy, test_accuracy=accuracy)
+            saved.append(SavedWeights(path, epoch.number, path == self.model_path, accuracy))
+        return saved
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file that belongs to a weights file: for MNIST-MODEL.pth and .checkpoint, MNIST-MODEL.checkpoint."""
+    return path.with_name(path.name.removesuffix(".pth") + ending)
+
+
+def checkpoint_path(model_path: Path) -> Path:
+    """The checkpoint of the training that writes this weights file."""
+    return beside(model_path, ".checkpoint")
+
+
+def check_model_path(path: Path) -> None:
+    """Raise ValueError where `path` is a folder, or is named like another file of a training."""
+    if path.is_dir() or path.name.endswith((".checkpoint", ".final.pth", ".before.pth")):
+        raise ValueError(f"--model-path {path} cannot name the weights file: choose NAME.pth")
+
+
+def was_trained_on(data: str | os.PathLike[str], model_path: Path) -> bool:
+    """Whether the checkpoint beside a weights file belongs to a training on this data.
+
+    Raises what `load_split` raises for missing or damaged data.
+    """
+    if not checkpoint_path(model_path).exists():
+        return False
+    settings = read_checkpoint(checkpoint_path(model_path))["recipe"]
+    load_split("train", data)
+    try:
+        train_set, val_set, *_ = load_training(data, settings.get("seed"))
+    except ValueError:  # too few images to split, so no training was on them
+        return False
+    return digest(*train_set, *val_set) == settings.get("data")
+
+
+def logged(epochs: Iterable[Epoch], log_dir: Path | None, network: str, images: np.ndarray,
+           resume: bool = False) -> Iterator[Epoch]:
+    """Pass the epochs on, and log them for TensorBoard in `log_dir`; at the end also the graph and some images."""
+    if not log_dir or not is_first():
+        yield from epochs
+        return
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    # a resumed training logs its earlier epochs again: purge_step hides the former entries
+    with SummaryWriter(log_dir, purge_step=1 if resume else None) as log:
+        for epoch in epochs:
+            for name in ("train_loss", "val_loss", "val_accuracy"):
+                log.add_scalar(name, getattr(epoch, name), epoch.number)
+            yield epoch
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph needs PyTorch's deprecated tracer
+            log.add_graph(NETWORKS[network](), torch.zeros(1, 1, 28, 28))
+        log.add_images("training images", images[:32, None])
+
+
+def _set_aside(checkpoint: Path) -> None:
+    """Rename the previous training's checkpoint to .old.checkpoint, if it finished an epoch."""
+    with contextlib.suppress(FileNotFoundError, WeightsError):  # there is none, or nobody can resume it
+        if read_checkpoint(checkpoint)["history"]:
+            checkpoint.replace(checkpoint.with_suffix(".old.checkpoint"))
