@@ -1,7 +1,7 @@
 """Figures for the notebooks and the command line: images, predictions, maps, dots, and curves of a training.
 
-Each function returns a matplotlib Figure, nine inches wide at most; a notebook shows it where it is
-a cell's last expression. The colours can be told apart by colour-blind readers.
+Where a function returns a matplotlib Figure, it is nine inches wide at most, and a notebook shows it as
+a cell's last expression. Colour-blind readers can tell the colours apart.
 """
 
 import math
@@ -21,13 +21,13 @@ BLUE, ORANGE, GREY, WRONG = "#006BA4", "#FF800E", "#ABABAB", "#C85200"  # of mat
 
 def draw_images(images: Iterable[np.ndarray], titles: Sequence[str] | None = None, *, columns: int = 10,
                 colors: Sequence[str] | None = None) -> Figure:
-    """A grid of images (N, 28, 28), black ink on white, with a title above each.
+    """A grid of images (N, 28, 28) of grey levels 0 to 255, black ink on white, with a title above each.
 
     There are `columns` images in a row, or fewer where the titles are too long for that.
     """
     images = list(images)
     lines = [line for title in titles or () for line in title.splitlines()]
-    room = max(0.75, 0.09 * max(map(len, lines), default=0) + 0.1)  # inches for a title of ten points
+    room = max(0.7, 0.075 * max(map(len, lines), default=0) + 0.1)  # inches for a title of ten points
     columns = max(1, min(columns, int(WIDTH / room), len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     title_lines = max((title.count("\n") + 1 for title in titles or ()), default=0)
@@ -37,7 +37,7 @@ def draw_images(images: Iterable[np.ndarray], titles: Sequence[str] | None = Non
     for ax in axes:
         ax.axis("off")
     for number, (ax, image) in enumerate(zip(axes, images)):
-        ax.imshow(image, cmap="gray_r")
+        ax.imshow(image, cmap="gray_r", vmin=0, vmax=255)
         if titles:
             ax.set_title(titles[number], fontsize=10, color=colors[number] if colors else "black")
     return figure
@@ -106,10 +106,10 @@ def draw_answers(images: np.ndarray, labels: np.ndarray, answers: np.ndarray, cl
     return figure
 
 
-def draw_classes(ax: Axes, values: np.ndarray, classes: Sequence[str], ylabel: str) -> None:
-    """A bar for each of the ten classes."""
+def draw_classes(ax: Axes, values: np.ndarray, classes: Sequence[str]) -> None:
+    """Draw a bar for each of the ten classes."""
     ax.bar(range(CLASSES), values, color=BLUE)
-    ax.set(xlabel="class", ylabel=ylabel)
+    ax.set_xlabel("class")
     ax.set_xticks(range(CLASSES), classes, rotation=tilt(classes))
 
 

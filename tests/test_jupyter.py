@@ -14,8 +14,7 @@ from playwright.sync_api import Browser, expect
 pytest_plugins = ["browser"]
 
 ROOT = Path(__file__).parents[1]
-LINKED = ["app", "dataset", "mnist_corruptions.py", "mnist_model.py", "mnist_picture.py", "mnist_predict.py",
-          "mnist_study.py", "mnist_train.py", "mnist_utils.py"]
+LINKED = ["app", "dataset", "mnist", "mnist_utils.py"]
 PATIENCE = 90_000  # ms
 
 

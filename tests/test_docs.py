@@ -1,0 +1,135 @@
+"""What README, docs/ and the other pages show: links lead somewhere, commands are accepted, examples run."""
+
+import argparse
+import glob
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from torch.distributed.run import get_args_parser
+
+import app.__main__
+import run_model
+from mnist_utils import load_split
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "dataset/README.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+INSTANT = ("--mode export", "figures/samples", "--help")  # what run_model.py does here, the rest is only parsed
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.+?)```", (ROOT / page).read_text("utf-8"), re.S)
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page's sh blocks, without comments, each on one line."""
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [command for line in lines if (command := re.sub(r"(^|\s)#.*", "", line).strip())]
+
+
+ALL = [(page, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch) -> Path:
+    """A folder with what commands and examples read, and in which they may write."""
+    for name in ("MNIST-MODEL.pth", "dataset", "figures", "study"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_model, "OUTPUT", tmp_path)
+    return tmp_path
+
+
+def accepted(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    if "--help" not in words:
+        parser.parse_args(words)
+
+
+def check_run_model(words: list[str]) -> None:
+    """Run it where that takes an instant; elsewhere its options must be known."""
+    if any(sign in " ".join(words) for sign in INSTANT) and "--help" not in words:
+        files = [path for word in words for path in (sorted(glob.glob(word)) if "*" in word else [word])]
+        assert run_model.main(files) == 0
+    else:
+        accepted(run_model.parser(), words)
+
+
+def check_torchrun(words: list[str]) -> None:
+    options = get_args_parser().parse_args(words)
+    assert options.training_script == "run_model.py"
+    accepted(run_model.parser(), options.training_script_args)
+
+
+def check_papermill(words: list[str]) -> None:
+    notebook = nbformat.read(ROOT / words[0], as_version=4)
+    settings = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    for number, word in enumerate(words):
+        if word == "-p":
+            assert re.search(rf"^{words[number + 1]} = ", settings, re.M)
+
+
+def check_make(words: list[str]) -> None:
+    subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    ".venv/bin/python run_model.py": check_run_model,
+    ".venv/bin/python -m app": lambda words: accepted(app.__main__.parser(), words),
+    ".venv/bin/python -m mnist.study": lambda words: None,
+    ".venv/bin/torchrun": check_torchrun,
+    ".venv/bin/papermill": check_papermill,
+    ".venv/bin/tensorboard": lambda words: None,
+    "make": check_make,
+    "mkdir": lambda words: None,
+}
+
+
+@pytest.mark.parametrize("page, command", ALL, ids=[f"{page}: {command}" for page, command in ALL])
+def test_a_command_that_is_shown_works(page, command, copy):
+    bare = re.sub(r"^(\w+=\S+ )*", "", command)  # without the variables before it
+    known = [start for start in CHECKS if bare == start or bare.startswith(f"{start} ")]
+    assert known, "no check for this command"
+    if bare.startswith(".venv/bin/") and not bare.startswith(".venv/bin/python"):
+        assert shutil.which(known[0].removeprefix(".venv/bin/"), path=sysconfig.get_path("scripts")), "not installed"
+    CHECKS[known[0]](shlex.split(bare)[len(known[0].split()):])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_the_examples_of_a_page_run(page, copy, capsys):
+    for format in re.findall(r"--mode export --format (\S+)", "\n".join(commands(page))):
+        assert run_model.main(["--mode", "export", "--format", format]) == 0
+    images, labels = load_split("test", ROOT / "dataset")
+    names = {"train_images": images[:9], "train_labels": labels[:9], "test_images": images, "test_labels": labels}
+    for block in blocks(page, "python"):
+        capsys.readouterr()
+        exec(block, names)
+        if shown := re.search(r"print\(.+\)  # (.+)\n", block):  # a comment after print is what it prints
+            assert capsys.readouterr().out.splitlines()[-1] == shown[1]
+    if page == "dataset/README.md":
+        assert [len(load_split(split, "my")[0]) for split in ("train", "test")] == [9, 10_000]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    folder, text = (ROOT / page).parent, (ROOT / page).read_text("utf-8")
+    for link in re.findall(r'\]\(([^)#\s]*)(?:#\S*)?\)|src="([^"]+)"', text):
+        path = "".join(link)
+        assert path.startswith("https://") or (folder / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_headings_that_links_name_exist(page):
+    for path, heading in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", (ROOT / page).read_text("utf-8")):
+        target = (ROOT / page).parent / path if path else ROOT / page
+        titles = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.M)
+        assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
