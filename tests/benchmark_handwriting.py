@@ -41,7 +41,8 @@ def main() -> None:
     for name, (count, draw) in kinds().items():
         rng = np.random.default_rng(SEED)
         chosen = rng.permutation(len(labels))[:count]
-        answers = [predictor.predict(draw(images[index], rng)) for index in tqdm(chosen, desc=name, leave=False)]
+        bar = tqdm(chosen, desc=name, leave=False, disable=None)
+        answers = [predictor.predict(draw(images[index], rng)) for index in bar]
         right = np.array([answer.digit == label for answer, label in zip(answers, labels[chosen])])
         trusted = np.array([answer.trusted for answer in answers])
         low, high = binomtest(int(right.sum()), count).proportion_ci(method="wilson")

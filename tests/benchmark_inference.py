@@ -57,7 +57,7 @@ def latencies(run: Run, images: np.ndarray) -> list[float]:
 def measure(paths: dict[str, Path], images: np.ndarray) -> tuple[dict, dict]:
     """Images per second, REPEATS times for each format and setting, and one list of latencies for each format."""
     speeds = {(format, *setting): [] for format in NAMES for setting in SETTINGS}
-    with tqdm(total=REPEATS * len(speeds), leave=False) as bar:
+    with tqdm(total=REPEATS * len(speeds), leave=False, disable=None) as bar:
         for batch, threads in SETTINGS:
             torch.set_num_threads(threads)
             runs = {format: FORMATS[format].open(path) for format, path in paths.items()}

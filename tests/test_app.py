@@ -566,8 +566,8 @@ def test_what_cannot_be_served_is_said_in_a_sentence(running, output, tmp_path):
         ([], {"APP_USER": "anna", "APP_PASSWORD": ""}, "APP_USER and APP_PASSWORD go together: set both, or neither"),
         (["--user", "anna"], {"APP_USER": ""}, "a user name and a password go together: give both, or neither"),
         (["--password", "secret"], {}, "a user name and a password go together: give both, or neither"),
-        ([], {"MODEL_PATH": str(tmp_path / "none.pth")}, f"{tmp_path / 'none.pth'} is missing: run workspace.ipynb "
-                                                         "(or `make`), which trains and saves it"),
+        ([], {"MODEL_PATH": str(tmp_path / "none.pth")}, f"{tmp_path / 'none.pth'} is missing: run workspace.ipynb, "
+                                                         "which trains and saves it"),
         ([], {"MODEL_PATH": str(tmp_path / "other.pth")}, f"{tmp_path / 'other.pth'} is not one of this project's "
                                                           "weights files: those hold architecture, mean, std, weights"),
         (["--port", port], {"MODEL_PATH": right}, f"cannot listen on 127.0.0.1, port {port}: "),
