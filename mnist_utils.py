@@ -42,13 +42,13 @@ Split = tuple[np.ndarray, np.ndarray]  # images (N, 28, 28) uint8, and labels (N
 
 
 class IDXError(ValueError):
-    """A file is not the IDX file that it should be; the message names the file and what is wrong."""
+    """A file is not a valid IDX file, or not the expected one; the message names the file and the reason."""
 
 
 def open_idx(path: str | os.PathLike[str]) -> gzip.GzipFile | io.BufferedReader:
     """Open an IDX file as a stream of bytes, unzipped where it is gzipped.
 
-    Raises IDXError for a directory, and OSError where the file cannot be opened.
+    Raises IDXError for a directory, and OSError if the file cannot be opened.
     """
     if Path(path).is_dir():
         raise IDXError(f"{path} is a directory, not an IDX file")
@@ -61,8 +61,8 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an IDX file, gzipped or not, as an array in native byte order.
 
     The file is read straight into the array, so reading takes no more memory than the array. Raises
-    IDXError where anything in the file is wrong, FileNotFoundError where there is no file, and OSError
-    where it cannot be opened.
+    IDXError if anything in the file is wrong, FileNotFoundError if there is no file, and OSError
+    if it cannot be opened.
     """
     with open_idx(path) as stream:
         size = os.path.getsize(path)
@@ -94,7 +94,7 @@ def _read_idx(stream: gzip.GzipFile | io.BufferedReader, path: str | os.PathLike
     promise = f"its header promises {expected:,} bytes for the shape {shape}"
     if expected > room:
         raise IDXError(f"{path} is truncated or has a wrong header: {promise}, "
-                       f"{room:,} can be there at most")
+                       f"but the file holds at most {room:,}")
     if exact and expected < room:
         raise IDXError(f"{path} has {room - expected:,} bytes left over: {promise}")
     try:
@@ -128,7 +128,7 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
         names = ", ".join(known.name for known in codes)
         raise ValueError(f"IDX has no element type for {array.dtype}: it knows {names}")
     if any(length >= 2**32 for length in array.shape):
-        raise ValueError(f"IDX counts with 32 bits: the shape {array.shape} is too long for it")
+        raise ValueError(f"a dimension of an IDX file is a 32-bit number: the shape {array.shape} does not fit")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         file.write(struct.pack(f">BBBB{array.ndim}I", 0, 0, codes[dtype], array.ndim, *array.shape))
@@ -165,7 +165,7 @@ def load_split(split: str, root: str | os.PathLike[str] = "dataset") -> tuple[np
 def load_classes(root: str | os.PathLike[str] = "dataset") -> list[str]:
     """The names of the ten labels: the lines of `classes.txt` in `root`, or the digits where there is no such file.
 
-    Raises IDXError where the file does not have one name for each label.
+    Raises IDXError if the file does not have one name for each label.
     """
     path = Path(root, "classes.txt")
     if not path.exists():
@@ -177,13 +177,18 @@ def load_classes(root: str | os.PathLike[str] = "dataset") -> list[str]:
 
 
 def hold_out(images: np.ndarray, labels: np.ndarray, count: int = 5_000, seed: int = 0) -> tuple[Split, Split]:
-    """Split training data at random into what to train on and what to validate on.
+    """Split training data at random into a training set and a validation set, stratified by label.
 
-    `count` images are held out for validation, or a sixth of them where that is fewer. Both parts have
-    the same share of each label. Raises ValueError where a label has a single image.
+    `count` images are held out for validation, or a sixth of all images if that is fewer. Raises
+    ValueError if there are too few images for that: each label needs one in both sets.
     """
-    train_images, val_images, train_labels, val_labels = train_test_split(
-        images, labels, test_size=min(count, len(images) // 6), stratify=labels, random_state=seed)
+    count = min(count, len(images) // 6)
+    try:
+        train_images, val_images, train_labels, val_labels = train_test_split(
+            images, labels, test_size=count, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise ValueError(f"{len(images):,} images are too few to train on and to hold out {count:,} of them "
+                         f"for validation, with each label in both") from error
     return (train_images, train_labels), (val_images, val_labels)
 
 
@@ -220,7 +225,7 @@ def mean_std(images: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of all pixels of uint8 images (N, ...), on the scale 0 to 1.
 
     Both follow from the histogram h of the 256 grey levels v, in integers, and are exact up to the last
-    rounding: mean = Σhv / Σh, variance = Σhv² / Σh - mean². Raises ValueError where the pixels have
+    rounding: mean = Σhv / Σh, variance = Σhv² / Σh - mean². Raises ValueError if the pixels have
     another type, or there are none.
     """
     if images.dtype != np.uint8 or not images.size:

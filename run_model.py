@@ -1,19 +1,19 @@
 """Train, test, use and export the networks of this project from the command line.
 
     python run_model.py                             train, then test
-    python run_model.py a.png b.jpg                 read the digits in pictures
+    python run_model.py a.png b.jpg                 recognise the digits in pictures
     python run_model.py --mode train --recipe fast  99 % in a few seconds
-    python run_model.py --mode train --resume       continue an interrupted training
-    python run_model.py --mode train --resume --data my  fine-tune the weights on your own drawings
+    python run_model.py --mode train --resume       continue an interrupted training run
+    python run_model.py --resume --data FOLDER      fine-tune the weights on your own drawings
     torchrun --nproc-per-node=2 run_model.py --mode train
-    python run_model.py --mode export --format onnx the trained network, for other runtimes
+    python run_model.py --mode export --format onnx export the network to other runtimes
 
-A training writes three files. --model-path gets the weights of the best epoch. Beside it, .final.pth
-has those of the last epoch, and .checkpoint is what --resume continues from; the checkpoint of the
-training before becomes .old.checkpoint. With --resume, and --data that the checkpoint was not
-trained on, the weights are fine-tuned: they learn the drawings in --data while MNIST is rehearsed,
-and .before.pth keeps the former weights. An export is written after its own runtime has predicted
-all test images as the network does (onnx-int8: nearly). PyTorch has deprecated torchscript.
+Training writes NAME.pth (the weights of the best epoch), NAME.final.pth (the last epoch) and
+NAME.checkpoint (for --resume). The previous checkpoint becomes NAME.old.checkpoint.
+With new --data, --resume fine-tunes the weights on it, mixed with MNIST's training images.
+NAME.before.pth keeps the previous weights.
+An export is written only after its own runtime has predicted the same digits for all test images
+(onnx-int8: with nearly the same accuracy).
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report
@@ -38,12 +39,12 @@ from mnist.evaluate import predict
 from mnist.export import FORMATS, export
 from mnist.figures import draw_predictions
 from mnist.files import write_atomically
-from mnist.finetune import REHEARSED, FineTuning
+from mnist.finetune import REHEARSAL_IMAGES, FineTuning
 from mnist.networks import NETWORKS
 from mnist.picture import PictureError
 from mnist.predict import MNISTPredictor, Prediction
 from mnist.recipes import FINE_TUNING, RECIPES
-from mnist.runs import TrainingRun, beside, check_model_path, was_trained_on
+from mnist.runs import TrainingRun, beside, was_trained_on
 from mnist.weights import load_weights
 from mnist_utils import load_classes, load_split
 
@@ -57,19 +58,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
     return int(text)
 
 
-def seed(text: str) -> int:
+def seed_number(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**31:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**31 - 1}, not {text}")
     return int(text)
 
 
-def rate(text: str) -> float:
+def positive_float(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
@@ -79,10 +80,10 @@ def rate(text: str) -> float:
     return number
 
 
-def share(text: str) -> float:
-    if rate(text) > 1:
+def fraction(text: str) -> float:
+    if positive_float(text) > 1:
         raise argparse.ArgumentTypeError(f"must be at most 1, not {text}")
-    return rate(text)
+    return positive_float(text)
 
 
 def parser() -> Parser:
@@ -93,33 +94,36 @@ def parser() -> Parser:
     add("files", nargs="*", metavar="FILE", help="pictures to read")
     add("--model-path", type=Path, default=OUTPUT / "MNIST-MODEL.pth", help="the weights file (default: %(default)s)")
     add("--data", default=MNIST, help="a folder with train/ and test/ (default: %(default)s)")
-    add("--seed", type=seed, default=0, help="of initial weights, order and warps (default: %(default)s)")
+    add("--seed", type=seed_number, default=0,
+        help="seed of the initial weights, the order of the images and their augmentation (default: %(default)s)")
     add("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
     add("--no-cuda", action="store_true", help="use the CPU even where there is a GPU")
 
     add = options.add_argument_group("training").add_argument
-    add("--recipe", choices=sorted(RECIPES), default="notebook",
-        help="settings to start from; the options below change them (default: %(default)s)")
+    add("--recipe", choices=sorted(RECIPES),
+        help="settings to start from; the options below change them (default: notebook)")
     add("--model", choices=sorted(NETWORKS), dest="network", help="the network (notebook: MNIST_CNN)")
-    add("--epochs", type=count, help=f"passes over the training images (notebook: {RECIPES['notebook'].epochs}, "
+    add("--epochs", type=positive_int, help=f"passes over the training images (notebook: {RECIPES['notebook'].epochs}, "
                                      f"fine-tuning: {FINE_TUNING.epochs})")
-    add("--batch-size", type=count, help=f"images per step, over all processes "
+    add("--batch-size", type=positive_int, help=f"images per step, over all processes "
                                          f"(notebook: {RECIPES['notebook'].batch_size})")
-    add("--learning-rate", type=rate, help=f"the peak of the schedule (notebook: {RECIPES['notebook'].learning_rate}, "
-                                           f"fine-tuning: {FINE_TUNING.learning_rate})")
+    add("--learning-rate", type=positive_float,
+        help=f"the peak of the schedule (notebook: {RECIPES['notebook'].learning_rate}, "
+             f"fine-tuning: {FINE_TUNING.learning_rate})")
     add("--augment", action=argparse.BooleanOptionalAction, help="warp the training images at random (notebook: yes)")
-    add("--hard-examples", type=share, metavar="SHARE",
+    add("--hard-examples", type=fraction, metavar="SHARE",
         help="hard example mining: from the second epoch on, train on this share of the images only, those with the "
              "highest loss (notebook: 1)")
     add("--amp", action=argparse.BooleanOptionalAction,
-        help="compute in bfloat16 (default: where the hardware multiplies it)")
-    add("--early-stopping", type=count, metavar="N", help="stop after N epochs without a better one")
+        help="compute in bfloat16 (default: if the hardware supports it natively)")
+    add("--early-stopping", type=positive_int, metavar="N", help="stop if validation has not improved for N epochs")
     add("--resume", action="store_true",
-        help="continue from the checkpoint, to the very same weights; or fine-tune on --data that is new to it")
+        help="continue from the checkpoint and end with identical weights; with --data that it was not trained on, "
+             "fine-tune the weights")
     add("--log-dir", type=Path, help="write TensorBoard's scalars, graph and images into this folder")
 
     add = options.add_argument_group("testing").add_argument
-    add("--test-samples", type=count, default=20, metavar="N",
+    add("--test-samples", type=positive_int, default=20, metavar="N",
         help="test images in the figure, at most 500 (default: 20)")
 
     add = options.add_argument_group("reading pictures").add_argument
@@ -139,21 +143,21 @@ def main(arguments: list[str] | None = None) -> int:
     fine_tuning, trains = False, options.mode in ("train", "both")
     try:
         if bool(options.files) != (options.mode == "predict"):
-            raise ValueError("--mode predict and the files that it reads go together")
+            raise ValueError("--mode predict needs at least one FILE, and only --mode predict takes any")
         if options.mode == "predict":
             return predict_files(options)
+        if options.mode == "export":
+            export_model(options)
+            return 0
         device = pick_device(options.device, options.no_cuda)
         with process_group(device):
             if trains:
-                check_model_path(options.model_path)
-                fine_tuning = options.resume and from_first_process(lambda: is_new(options))
+                fine_tuning = options.resume and from_first_process(lambda: needs_fine_tuning(options))
                 (fine_tune if fine_tuning else train_model)(options, device)
             if options.mode in ("test", "both") and is_first() and not fine_tuning:
                 test_model(options, device)
-            if options.mode == "export" and is_first():
-                export_model(options)
     except (OSError, ValueError, ArithmeticError) as error:
-        print(f"run_model.py: {in_words(error)}", file=sys.stderr)
+        print(f"run_model.py: {error_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         advice = "; --resume continues from the last finished epoch" if trains else ""
@@ -163,71 +167,75 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def in_words(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """An exception's message, without the number of a system error."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename} cannot be used: {error.strerror.lower()}"
     return str(error)
 
 
-def settings(options: argparse.Namespace, defaults: dict[str, Any]) -> dict[str, Any]:
+def training_settings(options: argparse.Namespace, defaults: dict[str, Any]) -> dict[str, Any]:
     """The training settings: an option where it was given, or else the recipe's default."""
     given = {name: getattr(options, name) for name in defaults}
     return {name: default if given[name] is None else given[name] for name, default in defaults.items()}
 
 
-def is_new(options: argparse.Namespace) -> bool:
+def needs_fine_tuning(options: argparse.Namespace) -> bool:
     """Whether --data is neither MNIST nor what the checkpoint was trained on."""
     if Path(options.data).resolve() == Path(MNIST).resolve():
         return False
     return not was_trained_on(options.data, options.model_path)
 
 
-def train_model(options: argparse.Namespace, device: Any) -> None:
+def train_model(options: argparse.Namespace, device: torch.device) -> None:
     """Train, save the best and the last epoch's weights, and print the test accuracy of both."""
-    recipe = RECIPES[options.recipe]
-    chosen = settings(options, recipe.settings())
+    recipe = RECIPES[options.recipe or "notebook"]
+    chosen = training_settings(options, recipe.settings())
     run = TrainingRun(options.network or recipe.network, options.data, options.model_path, seed=options.seed,
                       device=device)
-    with Bars(chosen["epochs"]) as bars:
+    with ProgressBars(chosen["epochs"]) as bars:
         bars.follow(run.epochs(resume=options.resume, log_dir=options.log_dir, patience=options.early_stopping,
                                batch_bar=bars.batches, **chosen))
+    results = from_first_process(run.save)
     if is_first():
-        for saved in run.save():
+        for saved in results:
             print(f"test accuracy {saved.test_accuracy:.2%} after epoch {saved.epoch}, "
                   f"{'the best in validation' if saved.is_best else 'the last'}: {saved.path}")
 
 
-def fine_tune(options: argparse.Namespace, device: Any) -> None:
+def fine_tune(options: argparse.Namespace, device: torch.device) -> None:
     """Fine-tune the weights on the drawings in --data, and print how well both are read before and after."""
     if rank_and_world()[1] > 1:
         raise ValueError("fine-tuning takes one process: start it without torchrun")
-    chosen = settings(options, FINE_TUNING.settings())
+    if options.recipe or options.network:
+        raise ValueError("fine-tuning has a recipe and a network of its own: leave out --recipe and --model")
+    chosen = training_settings(options, FINE_TUNING.settings())
     run = FineTuning(options.model_path, options.data, MNIST, seed=options.seed, device=device)
     print(f"fine-tuning on {run.drawings:,} drawings, each {run.repeats:,} times an epoch, "
-          f"and {REHEARSED:,} of MNIST's training images", flush=True)
-    with Bars(chosen["epochs"]) as bars:
+          f"and {REHEARSAL_IMAGES:,} of MNIST's training images", flush=True)
+    with ProgressBars(chosen["epochs"]) as bars:
         bars.follow(run.epochs(log_dir=options.log_dir, batch_bar=bars.batches, patience=options.early_stopping,
                                **chosen))
     results = run.save()
     for result in results:
         print(f"{result.name}: {result.before:.2%} of {result.count:,} right before, {result.after:.2%} after")
     if results[0].after < results[0].before:
-        print(f"the drawings are read worse than before: more of them help; {run.previous} has the former weights")
+        print(f"the accuracy on the drawings fell: label more drawings, or go back to the former weights, "
+              f"{run.previous}")
     print(f"the weights: {options.model_path}; the former weights: {run.previous}")
 
 
-class Bars:
-    """A training's progress on stderr: two bars on a terminal, a line for each epoch elsewhere."""
+class ProgressBars:
+    """A training run's progress on stderr: two bars on a terminal, a line for each epoch elsewhere."""
 
     def __init__(self, epochs: int) -> None:
         on_terminal = is_first() and sys.stderr.isatty()
-        bar = {"disable": not on_terminal, "delay": 0.5}  # a training that cannot begin ends without bars
+        bar = {"disable": not on_terminal, "delay": 0.5}  # a training run that cannot begin ends without bars
         self.total = epochs
         self.epochs = tqdm(total=epochs, desc="epochs", unit="epoch", **bar)
         self.batches = tqdm(desc="batches", unit="batch", leave=False, **bar)
 
-    def __enter__(self) -> "Bars":
+    def __enter__(self) -> "ProgressBars":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -247,11 +255,11 @@ class Bars:
                       f"{epoch.seconds:.1f} s", file=sys.stderr, flush=True)
 
 
-def test_model(options: argparse.Namespace, device: Any) -> None:
+def test_model(options: argparse.Namespace, device: torch.device) -> None:
     """Print the accuracy and the per-class results, and save a figure of random predictions beside the weights."""
-    model, facts = load_weights(options.model_path)
+    model, metadata = load_weights(options.model_path)
     images, labels = load_split("test", options.data)
-    logits = predict(model.to(device), images, mean=facts["mean"], std=facts["std"])
+    logits = predict(model.to(device), images, mean=metadata["mean"], std=metadata["std"])
     probabilities = logits.softmax(dim=1).numpy()
     predicted = probabilities.argmax(axis=1)
     right = int((predicted == labels).sum())

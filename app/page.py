@@ -170,7 +170,7 @@ class Page:
         except MemoryError as error:
             raise gr.Error("the picture is too large for this machine's memory: choose a smaller one",
                            print_exception=False) from error
-        notes = list(digits[0].notes) if digits else ["it is blank: there is no ink to be seen"]
+        notes = list(digits[0].notes) if digits else ["the picture is blank"]
         found = [{"digit": one.digit, "confidence": round(one.confidence, 4), "trusted": one.trusted,
                   "reason": one.reason, "box": one.box} for one in digits]
         if keep and digits:
@@ -320,7 +320,7 @@ class Page:
             as_idx = gr.Button("Export all labelled ones as IDX files")
         export = gr.File(label="Export", interactive=False, visible=False, elem_id="export")
         gr.Markdown("To train the network on your handwriting, unpack the IDX export into a folder and run\n\n"
-                    "`python run_model.py --mode train --resume --data FOLDER`")
+                    "`python run_model.py --resume --data FOLDER`")
         wanted = [predicted, label, verdict, since, until, most]
         shown = [rows, count, page]
         history = _plainly(self.history)

@@ -1,4 +1,7 @@
-"""Adversarial attacks on a network: images (N, 28, 28) uint8 → attacked ink (N, 28, 28), float32 from 0 to 1."""
+"""Adversarial attacks on a network: images (N, 28, 28) uint8 → attacked ink (N, 28, 28), float32 from 0 to 1.
+
+The network must be on the CPU and in evaluation mode. Epsilon is on the scale of ink, 0 to 1.
+"""
 
 import numpy as np
 import torch

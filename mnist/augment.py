@@ -40,8 +40,8 @@ def corrupt_half(images: np.ndarray, seed: int) -> np.ndarray:
     """A copy of uint8 images (N, 28, 28) in which about half have one of nine random corruptions each.
 
     The nine are uneven grey paper, brightness, noise, lines, a part in negative, blur, outlines,
-    spots, and a stronger warp. Each of MNIST-C's fifteen corruptions has a relative among them, so
-    MNIST-C measures how well a network learned these, and not how it copes with unseen ones.
+    spots, and a stronger warp. Each of MNIST-C's fifteen corruptions is similar to one of them, so
+    MNIST-C then measures how well a network learned these, and not how it copes with unseen ones.
     """
     generator, corrupted = torch.Generator().manual_seed(seed), np.empty_like(images)
     for start in range(0, len(images), 5000):

@@ -1,4 +1,4 @@
-"""Calibrate a trained network: how sure may it be, and what does it take for no digit?"""
+"""Calibrate a trained network: fit its temperature and its OOD score."""
 
 import math
 from typing import Any
@@ -18,19 +18,19 @@ from mnist.ood import features_and_logits, ood_inputs
 from mnist.picture import crop, frame
 from mnist_utils import Split
 
-SIGNS = "ACEFGHJKLMNPRTUVWXYacdefhkmnrtuvwxy+*#%&?=@"  # the other letters look like a digit
-FALSE_REJECTIONS = 0.01  # share of the validation images, all of them digits, whose OOD score exceeds the threshold
+OOD_CHARACTERS = "ACEFGHJKLMNPRTUVWXYacdefhkmnrtuvwxy+*#%&?=@"  # the other letters look like a digit
+FALSE_REJECTION_RATE = 0.01  # share of the validation images, all of them digits, that the OOD score rejects
 
 
 def calibrate(model: nn.Sequential, train_set: Split, val_set: Split, *, mean: float, std: float,
               seed: int = 0) -> dict[str, Any]:
-    """Fit what `MNISTPredictor` needs beside the weights; `save_weights` takes the result as facts.
+    """Fit what `MNISTPredictor` needs beside the weights; `save_weights` takes the result as metadata.
 
     "temperature" divides the logits before softmax. It is fitted on the validation images, so that
     confidence comes as close as it can to accuracy (Guo et al. 2017). "ood" holds the "weights" and
     the "threshold" of the OOD score: a logistic regression on `ood_inputs` that separates digits
-    from made-up non-digits (outlier exposure: Hendrycks et al. 2019). The threshold is such that
-    FALSE_REJECTIONS of the validation images lie above it.
+    from made-up non-digits (outlier exposure: Hendrycks et al. 2019). The threshold is the
+    score that a share FALSE_REJECTION_RATE of the validation images exceeds.
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -50,11 +50,11 @@ def calibrate(model: nn.Sequential, train_set: Split, val_set: Split, *, mean: f
     weights = torch.from_numpy(regression.coef_[0]).float() / spread
     scores = ood_inputs(features, logits) @ weights
     return {"temperature": math.exp(fitted.x),
-            "ood": {"weights": weights, "threshold": scores.quantile(1 - FALSE_REJECTIONS).item()}}
+            "ood": {"weights": weights, "threshold": scores.quantile(1 - FALSE_REJECTION_RATE).item()}}
 
 
 def non_digits(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Images in MNIST's form (count, 28, 28) that show no single digit.
+    """Images in MNIST's format (count, 28, 28) that show no single digit.
 
     They are two or three digits that overlap, letters, scribbles, blots, and digits cut into shuffled
     quarters. `images` are the digits (N, 28, 28) that the composed ones are made of.
@@ -102,7 +102,7 @@ def _scribble(rng: np.random.Generator) -> np.ndarray:
 def _letter(rng: np.random.Generator) -> np.ndarray:
     """A printed letter or sign (200, 200) that resembles no digit, bent and slanted as by hand."""
     page = Image.new("L", (160, 160))
-    ImageDraw.Draw(page).text((30, 20), rng.choice(list(SIGNS)), fill=255, font=ImageFont.load_default(100))
+    ImageDraw.Draw(page).text((30, 20), rng.choice(list(OOD_CHARACTERS)), fill=255, font=ImageFont.load_default(100))
     line = np.argwhere(skeletonize(np.asarray(page) > 127)) - 80.0
     bend = rng.uniform(0, 6) * np.sin(line[:, ::-1] / rng.uniform(15, 40) + rng.uniform(0, 6, 2))
     return _drawn((line + bend) @ (np.eye(2) + rng.normal(scale=0.15, size=(2, 2))) + 100, 200, rng)

@@ -56,7 +56,7 @@ class TrainingState:
         return len(self.history) - best_epoch(self.history).number >= patience
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the checkpoint, in the first process only. Raises OSError where it cannot be written."""
+        """Write the checkpoint, in the first process only. Raises OSError if it cannot be written."""
         if not is_first():
             return
         buffer = io.BytesIO()
@@ -67,12 +67,12 @@ class TrainingState:
         write_atomically(path, buffer.getvalue())
 
     def restore(self, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
-        """Take over what `read_checkpoint` returned for `path`. Raises WeightsError where it does not fit."""
+        """Take over what `read_checkpoint` returned for `path`. Raises WeightsError if it does not fit."""
         stored = content["recipe"]
         changed = [f"{key} was {stored.get(key)!r} and is now {value!r}" for key, value in self.settings.items()
                    if stored.get(key) != value]
         if changed:
-            raise WeightsError(f"{path} belongs to another training ({', '.join(changed)}): resume with the former "
+            raise WeightsError(f"{path} belongs to another training run ({', '.join(changed)}): resume with the former "
                                f"settings, or train without --resume")
         try:
             if content["history"]:
@@ -91,7 +91,7 @@ class TrainingState:
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's content: "recipe" (the settings), "history" (a list of Epoch's fields), "best" (weights), ...
 
-    Raises FileNotFoundError where there is none, WeightsError for a file that is no checkpoint.
+    Raises FileNotFoundError if there is none, WeightsError for a file that is no checkpoint.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} is missing: there is no training to resume")

@@ -4,8 +4,8 @@
 
 Each has the severity that MNIST-C published. The code is written anew from what their program
 does, so the random numbers differ from the published files. Their motion blur runs ImageMagick;
-here it is ImageMagick's one-sided Gaussian with steps of whole pixels. The corruptions to train
-with are others, in `mnist.augment`.
+here it is ImageMagick's one-sided Gaussian with steps of whole pixels. For the corruptions to
+train with see `mnist.augment`.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def impulse_noise(ink: np.ndarray, rng: Generator) -> np.ndarray:
 def glass_blur(ink: np.ndarray, rng: Generator) -> np.ndarray:
     """Blurred vertically, then in two passes half of the pixels swapped with a neighbour, then blurred again.
 
-    The published files are blurred along one axis only, because their program took the other for colours.
+    The published files are blurred along one axis only: the original code takes the other for colour channels.
     """
     ink, every = ndimage.gaussian_filter(ink, (0, 0.7, 0), mode="nearest"), np.arange(len(ink))
     for row, column in [(row, column) for row in range(SIDE - 1, 1, -1) for column in range(SIDE - 1, 1, -1)] * 2:

@@ -30,7 +30,7 @@ def pick_device(name: str | None = None, cpu_only: bool = False) -> torch.device
             device = torch.device("cuda", own)
         torch.empty(1, device=device)
     except Exception as error:  # each backend raises its own type
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the device {name or best} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
 

@@ -1,4 +1,4 @@
-"""Measure a network: its accuracy, whether its confidence can be believed, and which pixels decide.
+"""Measure a network: accuracy, calibration, selective accuracy and saliency.
 
 Probabilities (N, 10) and labels (N,) are NumPy arrays; confidence is the highest of the ten
 probabilities.
@@ -66,7 +66,7 @@ def selective_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndar
 
 
 def confidence_threshold(probabilities: np.ndarray, labels: np.ndarray, accuracy: float) -> float:
-    """The lowest confidence such that the predictions at or above it reach `accuracy`; above 1 where none does."""
+    """The lowest confidence at or above which the predictions reach `accuracy`; 1.1 if there is none."""
     enough = np.flatnonzero(selective_accuracy(probabilities, labels) >= accuracy)
     return float(np.sort(probabilities.max(1))[::-1][enough[-1]]) if len(enough) else 1.1
 
@@ -74,8 +74,8 @@ def confidence_threshold(probabilities: np.ndarray, labels: np.ndarray, accuracy
 def saliency(model: nn.Module, image: np.ndarray, digit: int, *, mean: float, std: float) -> np.ndarray:
     """The absolute gradient (28, 28) of a digit's logit with respect to each pixel's ink (Simonyan et al. 2014).
 
-    `image` is uint8 (28, 28). Ink runs from 0 to 1, so a value of 2 means: full ink instead of none
-    would change the logit by about 2.
+    `image` is uint8 (28, 28). The model must be on the CPU and in evaluation mode. Ink runs from 0 to 1,
+    so a value of 2 means: full ink instead of none would change the logit by about 2.
     """
     ink = (torch.from_numpy(image[None]).float() / 255).requires_grad_()
     gradient, = torch.autograd.grad(model(normalize(255 * ink, mean, std))[0, digit], ink)

@@ -42,8 +42,8 @@ from mnist.weights import WeightsError, load_weights
 from mnist_utils import IMAGE_SHAPE, load_split, normalize
 
 TOLERANCE = 1e-4  # largest difference of a probability between the network and its export
-INT8_LOSS = 0.0005  # largest loss of accuracy
-CALIBRATION = 500  # training images; more made no difference on validation images
+MAX_INT8_LOSS = 0.0005  # of accuracy
+CALIBRATION_IMAGES = 500  # from the training set; more made no difference on validation images
 BATCH = 250
 INT8 = "onnx-int8"
 METADATA = "metadata.json"
@@ -68,13 +68,13 @@ class ExportError(ValueError):
 class Program(nn.Module):
     """Grey levels (N, 28, 28), uint8, 0 paper to 255 ink → probabilities (N, 10): what an export computes.
 
-    `facts` are those of the weights file; a temperature among them divides the logits.
+    `weights_metadata` are those of the weights file; a temperature among them divides the logits.
     """
 
-    def __init__(self, model: nn.Module, facts: dict[str, Any]) -> None:
+    def __init__(self, model: nn.Module, weights_metadata: dict[str, Any]) -> None:
         super().__init__()
-        self.model, self.mean, self.std = model, facts["mean"], facts["std"]
-        self.temperature = facts.get("temperature", 1.0)
+        self.model, self.mean, self.std = model, weights_metadata["mean"], weights_metadata["std"]
+        self.temperature = weights_metadata.get("temperature", 1.0)
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,20 +100,20 @@ def export(model_path: str | os.PathLike[str], path: str | os.PathLike[str], for
 
     The format's own runtime loads the export and predicts the test images of `data`, a folder laid out
     as `dataset/` is. Each digit must equal the network's, and each probability must be within
-    TOLERANCE. onnx-int8 is calibrated on the training images in `data`, and may lose INT8_LOSS of the
-    accuracy. Raises ExportError where the check fails or `path` is unusable, and what `load_weights`,
+    TOLERANCE. onnx-int8 is calibrated on the training images in `data`, and may lose MAX_INT8_LOSS of
+    the accuracy. Raises ExportError if the check fails or `path` is unusable, and what `load_weights`,
     `load_split` and `write_atomically` raise. After an error the file at `path` is unchanged.
     """
     path = Path(path)
     if format not in FORMATS:
         raise ExportError(f"there is no format {format!r}: choose from {', '.join(FORMATS)}")
-    model, facts = load_weights(model_path)
+    model, weights_metadata = load_weights(model_path)
     if path.is_dir():
         raise ExportError(f"{path} is a directory: name a file to write")
     if path.exists() and path.samefile(model_path):
         raise ExportError(f"{path} is the weights file itself: name another file to write")
-    program = Program(model, facts)
-    metadata = _metadata(model_path, facts, program, format)
+    program = Program(model, weights_metadata)
+    metadata = _metadata(model_path, weights_metadata, program, format)
     images, labels = load_split("test", data)
     if not len(images):
         raise ExportError(f"{path} was not written: {data} holds no test images to compare it on")
@@ -131,7 +131,7 @@ def export(model_path: str | os.PathLike[str], path: str | os.PathLike[str], for
         raise ExportError(f"{path} was not written: as {format} it gives another digit for {report.different:,} of "
                           f"{report.images:,} test images, and its probabilities are up to "
                           f"{report.deviation:.1g} off")
-    if format == INT8 and report.network_accuracy - report.accuracy > INT8_LOSS:
+    if format == INT8 and report.network_accuracy - report.accuracy > MAX_INT8_LOSS:
         raise ExportError(f"{path} was not written: in 8 bits the accuracy falls from {report.network_accuracy:.2%} "
                           f"to {report.accuracy:.2%}")
     write_atomically(path, content)
@@ -155,18 +155,18 @@ def _make(program: Program, metadata: dict[str, str], format: str, calibration: 
 
 def _network_probabilities(program: Program, images: np.ndarray) -> np.ndarray:
     """Probabilities (N, 10) computed from the network without `Program`, to compare with."""
-    scores = predict(program.model, images, mean=program.mean, std=program.std)
-    return (scores / program.temperature).softmax(1).numpy()
+    logits = predict(program.model, images, mean=program.mean, std=program.std)
+    return (logits / program.temperature).softmax(1).numpy()
 
 
-def _metadata(model_path: str | os.PathLike[str], facts: dict[str, Any], program: Program,
+def _metadata(model_path: str | os.PathLike[str], weights_metadata: dict[str, Any], program: Program,
               format: str) -> dict[str, str]:
     """What one needs to know to use the export; all values are strings."""
     digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
-    metadata = {"model": f"{Path(model_path).name}, SHA-256 {digest}", "architecture": facts["architecture"],
+    metadata = {"model": f"{Path(model_path).name}, SHA-256 {digest}", "architecture": weights_metadata["architecture"],
                 **(WEIGHTS if format == "safetensors" else PROGRAM),
                 "mean": repr(program.mean), "std": repr(program.std), "temperature": repr(program.temperature),
-                "test_accuracy": str(facts.get("test_accuracy", "not measured"))}
+                "test_accuracy": str(weights_metadata.get("test_accuracy", "not measured"))}
     if format == INT8:
         metadata["quantisation"] = "static, 8 bits, QDQ; test_accuracy was measured before it"
     return metadata
@@ -198,11 +198,11 @@ def _save_onnx(program: Program, metadata: dict[str, str], path: Path) -> None:
 
 
 def _calibration(data: str | os.PathLike[str]) -> np.ndarray:
-    """Some training images, evenly spaced. Raises ExportError where there are none."""
+    """Some training images, evenly spaced. Raises ExportError if there are none."""
     images, _ = load_split("train", data)
     if not len(images):
         raise ExportError(f"{data} holds no training images to calibrate {INT8} with")
-    return images[np.linspace(0, len(images) - 1, min(CALIBRATION, len(images))).astype(int)]
+    return images[np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).astype(int)]
 
 
 class _Feed(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
@@ -286,19 +286,19 @@ def _open_torchscript(path: Path) -> Run:
 def load_safetensors(path: str | os.PathLike[str]) -> Program:
     """Load a safetensors export as a Program.
 
-    Raises WeightsError for a file that is damaged or no such export, OSError where it cannot be read.
+    Raises WeightsError for a file that is damaged or no such export, OSError if it cannot be read.
     """
     try:
         with safe_open(path, "pt") as file:
-            facts: dict[str, Any] = file.metadata()
+            weights_metadata: dict[str, Any] = file.metadata()
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model = NETWORKS[facts["architecture"]]()
+        model = NETWORKS[weights_metadata["architecture"]]()
         model.load_state_dict(weights)
-        return Program(model, {name: float(facts[name]) for name in ("mean", "std", "temperature")})
+        return Program(model, {name: float(weights_metadata[name]) for name in ("mean", "std", "temperature")})
     except OSError:
         raise
     except Exception as error:  # safetensors and each part raise their own types
-        raise WeightsError(f"{path} is damaged, or no safetensors export of this project") from error
+        raise WeightsError(f"{path} is damaged, or not a safetensors export of this project") from error
 
 
 def _open_safetensors(path: Path) -> Run:

@@ -1,7 +1,7 @@
-"""Figures for the notebooks and the command line: images, predictions, maps, dots, and curves of a training.
+"""Figures for the notebooks and the command line: images, predictions, maps, dots, and curves of a training run.
 
 Where a function returns a matplotlib Figure, it is nine inches wide at most, and a notebook shows it as
-a cell's last expression. Colour-blind readers can tell the colours apart.
+a cell's last expression. The palette is colour-blind-safe.
 """
 
 import math
@@ -16,7 +16,7 @@ from mnist.checkpoint import Epoch
 from mnist_utils import CLASSES
 
 WIDTH = 9.0  # inches
-BLUE, ORANGE, GREY, WRONG = "#006BA4", "#FF800E", "#ABABAB", "#C85200"  # of matplotlib's style tableau-colorblind10
+BLUE, ORANGE, WRONG = "#006BA4", "#FF800E", "#C85200"  # of matplotlib's style tableau-colorblind10
 
 
 def draw_images(images: Iterable[np.ndarray], titles: Sequence[str] | None = None, *, columns: int = 10,
@@ -31,7 +31,7 @@ def draw_images(images: Iterable[np.ndarray], titles: Sequence[str] | None = Non
     columns = max(1, min(columns, int(WIDTH / room), len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     title_lines = max((title.count("\n") + 1 for title in titles or ()), default=0)
-    side = WIDTH / max(columns, 8)
+    side = max(WIDTH / max(columns, 8), room)
     figure = Figure(figsize=(side * columns, rows * (side + 0.19 * title_lines)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
@@ -45,7 +45,10 @@ def draw_images(images: Iterable[np.ndarray], titles: Sequence[str] | None = Non
 
 def draw_predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], *,
                      columns: int = 8) -> Figure:
-    """A grid of images (N, 28, 28), each with its predicted class, its confidence and its label; orange where wrong."""
+    """A grid of images (N, 28, 28), each with its predicted class, its confidence and its label; orange where wrong.
+
+    `labels` are (N,), `probabilities` are (N, 10), and `classes` are the ten names.
+    """
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     titles = [f"{classes[answer]} ({sure:.1%})\nlabel {classes[label]}"
               for answer, sure, label in zip(predicted, confidence, labels)]
@@ -53,10 +56,10 @@ def draw_predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.n
     return draw_images(images, titles, columns=columns, colors=colors)
 
 
-def draw_maps(maps: np.ndarray, name: str, what: str) -> Figure:
+def draw_maps(maps: np.ndarray, name: str, colorbar_label: str) -> Figure:
     """Maps (N, H, W) in two rows, on one colour scale: blue above zero, red below.
 
-    A map's title is `name` and its number; `what` names the colour scale.
+    A map's title is `name` and its number.
     """
     limit = np.abs(maps).max()
     scale = {"cmap": "RdBu", "vmin": -limit, "vmax": limit} if np.min(maps) < 0 else {"cmap": "Blues", "vmin": 0,
@@ -67,15 +70,15 @@ def draw_maps(maps: np.ndarray, name: str, what: str) -> Figure:
         shown = ax.imshow(values, **scale)
         ax.set_title(f"{name} {number}", fontsize=10)
         ax.axis("off")
-    figure.colorbar(shown, ax=axes, label=what)
+    figure.colorbar(shown, ax=axes, label=colorbar_label)
     return figure
 
 
 def draw_dots(values: Mapping[str, np.ndarray], xlabel: str, *, intervals: Sequence[tuple[float, float]] = (),
               line: tuple[float, str] | None = None) -> Figure:
-    """For each name a row of dots, one for each value, from bottom to top.
+    """For each name a row of dots, one for each of its values (N,), from bottom to top.
 
-    A row's interval is a bar behind its dots. A vertical line has a place and a name.
+    A row's interval is a bar behind its dots. `line` is the x position and the label of a vertical line.
     """
     figure = Figure(figsize=(8, 0.9 + 0.33 * len(values)), layout="constrained")
     ax = figure.subplots()
@@ -107,7 +110,7 @@ def draw_answers(images: np.ndarray, labels: np.ndarray, answers: np.ndarray, cl
 
 
 def draw_classes(ax: Axes, values: np.ndarray, classes: Sequence[str]) -> None:
-    """Draw a bar for each of the ten classes."""
+    """Draw a bar for each of the ten classes; `values` are (10,)."""
     ax.bar(range(CLASSES), values, color=BLUE)
     ax.set_xlabel("class")
     ax.set_xticks(range(CLASSES), classes, rotation=tilt(classes))
@@ -121,7 +124,7 @@ def tilt(classes: Sequence[str]) -> int:
 def draw_training(axes: Sequence[Axes], history: Sequence[Epoch], epochs: int) -> None:
     """Draw the losses by epoch on the first of two axes, and the learning rate by step on the second.
 
-    The former contents of the axes are replaced, so a figure grows while a training of `epochs` epochs runs.
+    The former contents of the axes are replaced, so a figure grows while a training run of `epochs` epochs runs.
     """
     losses, rates = axes
     numbers = [epoch.number for epoch in history]

@@ -16,7 +16,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
     The folder is created where it is missing. An existing file keeps its permissions. A temporary
     file that a killed writer left behind is deleted once it is an hour old. Raises OSError, which
-    names `path`, where the file cannot be written: the disk is full, or the folder is read-only.
+    names `path`, if the file cannot be written: the disk is full, or the folder is read-only.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)

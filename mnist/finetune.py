@@ -1,4 +1,4 @@
-"""Fine-tune trained weights on somebody's own drawings, while MNIST is rehearsed.
+"""Fine-tune trained weights on a user's drawings, mixed with MNIST's training images (rehearsal).
 
 The constants here and the recipe FINE_TUNING were chosen on validation images: the drawings gain, and
 MNIST loses next to nothing.
@@ -21,15 +21,15 @@ from mnist.calibrate import calibrate
 from mnist.checkpoint import Epoch
 from mnist.evaluate import evaluate
 from mnist.files import write_atomically
-from mnist.runs import beside, check_model_path, logged
+from mnist.runs import beside, check_model_path, log_to_tensorboard
 from mnist.train import train
 from mnist.weights import load_weights, save_weights
 from mnist_utils import Split, load_split, load_training
 
-REHEARSED = 30_000  # of MNIST's training images
+REHEARSAL_IMAGES = 30_000  # of MNIST's training images
 DRAWINGS_SHARE = 0.15  # of the images of an epoch
-MAX_REPEATS = 50  # of one drawing in an epoch; with more, a single wrong label is learned at MNIST's expense
-STEP = 0.75  # from the old weights towards the fine-tuned ones; MNIST then loses half as much
+MAX_REPEATS = 50  # of one drawing in an epoch; with more, one wrong label would hurt the accuracy on MNIST
+INTERPOLATION = 0.75  # share of the fine-tuned weights, the rest is the old ones; halves the loss on MNIST
 MIN_TO_HOLD_OUT = 25  # drawings; from this number on a fifth is held out
 
 
@@ -53,12 +53,12 @@ class FineTuning:
                  device: torch.device) -> None:
         """Load the weights, the drawings, and MNIST from the folder `mnist`.
 
-        Raises ValueError where there are no drawings, and what `load_weights` and `load_split` raise.
+        Raises ValueError if there are no drawings, and what `load_weights` and `load_split` raise.
         """
         check_model_path(model_path)
         self.model_path, self.previous, self.seed = model_path, beside(model_path, ".before.pth"), seed
-        self.model, self.facts = load_weights(model_path)
-        self.scale = {"mean": self.facts["mean"], "std": self.facts["std"]}
+        self.model, self.metadata = load_weights(model_path)
+        self.scale = {"mean": self.metadata["mean"], "std": self.metadata["std"]}
         drawings, judged, name = load_drawings(data)
         rehearsal, self.val_set, *_ = load_training(mnist, seed)
         self.drawings = len(drawings[0])
@@ -68,23 +68,23 @@ class FineTuning:
         self.settings: dict[str, Any] = {}
         self.model.to(device)
 
-    def epochs(self, *, log_dir: Path | None = None, batch_bar: tqdm | None = None,
+    def epochs(self, *, log_dir: Path | None = None, batch_bar: tqdm | None = None, patience: int | None = None,
                **settings: Any) -> Iterator[Epoch]:
-        """Train, epoch by epoch; `settings` are arguments of `mnist.train.train`, which see."""
+        """Train, epoch by epoch; `settings` are passed on to `mnist.train.train`."""
         self.settings = settings
-        epochs = train(self.model, self.train_set, self.val_set, **self.scale, seed=self.seed, batch_bar=batch_bar,
-                       **settings)
-        yield from logged(epochs, log_dir, type(self.model).__name__, self.train_set[0])
+        epochs = train(self.model, self.train_set, self.val_set, **self.scale, seed=self.seed, patience=patience,
+                       batch_bar=batch_bar, **settings)
+        yield from log_to_tensorboard(epochs, log_dir, type(self.model).__name__, self.train_set[0])
 
     def save(self) -> list[Comparison]:
-        """Move the weights by STEP, save them, and keep the former ones as .before.pth; returns the test accuracies."""
-        move(self.old, self.model)
+        """Interpolate the weights, save them, and keep the former ones as .before.pth; returns the test accuracies."""
+        interpolate_weights(self.old, self.model)
         before, after = ([evaluate(model, *test, **self.scale)[1] for test in self.tests.values()]
                          for model in (self.old, self.model))
         training = self.settings | {
             "seed": self.seed, "threads": torch.get_num_threads(), "torch": version("torch"),
-            "drawings": self.drawings, "repeats": self.repeats, "rehearsed": REHEARSED, "step": STEP,
-            "fine_tuned_from": self.facts.get("training")}
+            "drawings": self.drawings, "repeats": self.repeats, "rehearsed": REHEARSAL_IMAGES,
+            "interpolation": INTERPOLATION, "fine_tuned_from": self.metadata.get("training")}
         some = np.random.default_rng(self.seed).permutation(len(self.train_set[1]))[:5_000]  # more calibrate no better
         calibration = calibrate(self.model, (self.train_set[0][some], self.train_set[1][some]), self.val_set,
                                 **self.scale, seed=self.seed)
@@ -96,18 +96,19 @@ class FineTuning:
 
 
 def mix(drawings: Split, mnist: Split) -> tuple[Split, int]:
-    """REHEARSED of MNIST's images and the drawings, each repeated to fill DRAWINGS_SHARE; and how often."""
-    wanted = DRAWINGS_SHARE / (1 - DRAWINGS_SHARE) * REHEARSED / len(drawings[0])
+    """REHEARSAL_IMAGES of MNIST's images and the drawings, each repeated to fill DRAWINGS_SHARE; and how often."""
+    wanted = DRAWINGS_SHARE / (1 - DRAWINGS_SHARE) * REHEARSAL_IMAGES / len(drawings[0])
     repeats = min(MAX_REPEATS, max(1, round(wanted)))
-    images, labels = (np.concatenate([known[:REHEARSED], *[new] * repeats]) for known, new in zip(mnist, drawings))
+    images, labels = (np.concatenate([known[:REHEARSAL_IMAGES], *[new] * repeats])
+                      for known, new in zip(mnist, drawings))
     return (images, labels), repeats
 
 
 @torch.no_grad()
-def move(old: nn.Module, model: nn.Module) -> None:
-    """Put `model` into evaluation mode, STEP of the way from the old weights to its own (Wortsman et al. 2022)."""
+def interpolate_weights(old: nn.Module, model: nn.Module) -> None:
+    """Mix INTERPOLATION of the weights of `model` with the rest of the old ones (Wortsman et al. 2022)."""
     for weights, before in zip(model.parameters(), old.parameters()):
-        weights.lerp_(before.to(weights.device), 1 - STEP)
+        weights.lerp_(before.to(weights.device), 1 - INTERPOLATION)
     model.eval()
 
 
@@ -124,7 +125,7 @@ def load_drawings(folder: str | os.PathLike[str]) -> tuple[Split, Split, str]:
 
 
 def _load_some(split: str, folder: str | os.PathLike[str]) -> Split:
-    """As `load_split`, but raises ValueError where there are no images."""
+    """As `load_split`, but raises ValueError if there are no images."""
     images, labels = load_split(split, folder)
     if not len(images):
         raise ValueError(f"{Path(folder, split)} holds no drawings")

@@ -56,7 +56,7 @@ def draw_graph(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     The installed `dot` draws it. Where there is none, or it fails, the Graphviz inside pygraphviz's
     wheel draws it. The font is matplotlib's, so it also works on a machine without fonts. Raises
-    RuntimeError, with Graphviz's own message, where nothing could be drawn.
+    RuntimeError, with Graphviz's own message, if nothing could be drawn.
     """
     commands = [[sys.executable, "-c", PYGRAPHVIZ]]
     if dot := shutil.which("dot"):

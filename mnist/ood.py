@@ -35,13 +35,13 @@ def features_and_logits(model: nn.Sequential, images: np.ndarray | Tensor, *, me
 
 
 def logits_and_ood_scores(model: nn.Sequential, images: np.ndarray | Tensor,
-                          facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
+                          metadata: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The logits (N, 10) and the OOD scores (N,), higher for what is no digit, of images (N, 28, 28).
 
-    `facts` are those of a calibrated weights file.
+    `metadata` are those of a calibrated weights file.
     """
-    features, logits = features_and_logits(model, images, mean=facts["mean"], std=facts["std"])
-    return logits, ood_inputs(features, logits) @ facts["ood"]["weights"]
+    features, logits = features_and_logits(model, images, mean=metadata["mean"], std=metadata["std"])
+    return logits, ood_inputs(features, logits) @ metadata["ood"]["weights"]
 
 
 def ood_inputs(features: Tensor, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From any picture of handwriting to digits in MNIST's form.
+"""From any picture of handwriting to digits in MNIST's format.
 
     picture = to_mnist("my-seven.jpg")    # uint8 (28, 28), ink 255
 
@@ -25,7 +25,7 @@ from skimage.morphology import skeletonize
 from torch import Tensor
 
 AnyPicture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+PICTURE_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 MIN_CONTRAST = 0.05  # between ink and paper; black on white is 1
 MIN_INK = 0.3  # in a photograph; grain and shadows are weaker
 MAX_PIXELS = 64_000_000
@@ -33,12 +33,12 @@ MAX_PARTS = 100  # connected parts of strokes in a picture; a page of text has m
 MIN_SIDE = 5  # pixels
 MIN_DIGIT = 0.3  # height of a digit, relative to the tallest one
 DIGIT_SIDE = 20  # pixels: the longer side of a digit in MNIST
-STROKE_WIDTHS = 1.7, 3.1  # pixels: the range of four fifths of MNIST's digits
+STROKE_WIDTHS = 1.7, 3.1  # pixels: 80 % of MNIST's digits lie in this range
 MIN_WORKING_SIDE, MAX_WORKING_SIDE = 200, 1000  # pixels: the longer side, to which pictures are resized
 
 
 class PictureError(ValueError):
-    """A picture cannot be read, or there is nothing in it; the message is for the picture's owner."""
+    """A picture cannot be read, or there is nothing in it; the message is meant for the user."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Picture:
     """A picture in grey levels."""
 
     grey: np.ndarray  # (H, W) float32, 0 black to 1 white
-    notes: tuple[str, ...] = ()  # remarks for its owner
+    notes: tuple[str, ...] = ()  # remarks for the user
     scale: float = 1.0  # pixels of the original per pixel of `grey`
 
 
@@ -82,7 +82,7 @@ def _open(source: Any, name: str) -> Picture:
     try:
         if isinstance(source, str | os.PathLike) and Path(source).exists() and not Path(source).is_file():
             raise PictureError(f"{name} is a folder or a device, not a picture")
-        with Image.open(source, formats=FORMATS) as picture:
+        with Image.open(source, formats=PICTURE_FORMATS) as picture:
             size = picture.size
             # decodes a very large JPEG at half its size or less
             picture.draft(None, (2 * MAX_WORKING_SIDE, 2 * MAX_WORKING_SIDE))
@@ -92,7 +92,7 @@ def _open(source: Any, name: str) -> Picture:
     except FileNotFoundError as error:
         raise PictureError(f"{name} does not exist") from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{name} is no picture of a kind that can be read: {', '.join(FORMATS)}") from error
+        raise PictureError(f"{name} is not a supported image file: {', '.join(PICTURE_FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large: at most {MAX_PIXELS:,} pixels are read") from error
     except PermissionError as error:
@@ -284,11 +284,11 @@ def find_pieces(strokes: np.ndarray, photograph: bool = False) -> tuple[list[Pie
     of a 5, or directly above it. In a photograph, parts that touch the edge of the picture are left
     out, unless there is nothing else: they are a shadow, the edge of the paper, or an incomplete
     digit. The second result says whether one of them is as large as a digit. In other pictures only
-    parts along a whole side are left out. Raises PictureError where there are more than MAX_PARTS.
+    parts along a whole side are left out. Raises PictureError if there are more than MAX_PARTS.
     """
     parts, count = ndimage.label(strokes, np.ones((3, 3)))
     if count > MAX_PARTS:
-        raise PictureError(f"the picture holds {count:,} separate marks: cut out the part with the digits")
+        raise PictureError(f"the picture holds {count:,} separate strokes: crop it to the digits")
     boxes = [_box(slices) for slices in ndimage.find_objects(parts)]
     out = [(_cut_off if photograph else _spans)(box, strokes.shape) for box in boxes]
     if alone := all(out):
@@ -368,7 +368,7 @@ def _lines(pieces: list[Piece]) -> list[list[Piece]]:
 
 
 def fit(strokes: np.ndarray) -> np.ndarray:
-    """Strokes (h, w) in MNIST's form: uint8 (28, 28), ink 255.
+    """Strokes (h, w) in MNIST's format: uint8 (28, 28), ink 255.
 
     The stroke width is brought into the range STROKE_WIDTHS first; for the rest see `frame`.
     """
@@ -433,14 +433,14 @@ def _centred(digit: np.ndarray) -> np.ndarray:
 
 
 def to_mnist(image: AnyPicture, ink: str = "auto") -> np.ndarray:
-    """A picture of one digit in MNIST's form: uint8 (28, 28), ink 255 on paper 0.
+    """A picture of one digit in MNIST's format: uint8 (28, 28), ink 255 on paper 0.
 
-    `image` is anything that `read_picture` takes; for `ink` see `find_ink`. Raises PictureError where
-    the picture cannot be read, and where it is blank.
+    `image` is anything that `read_picture` takes; for `ink` see `find_ink`. Raises PictureError if
+    the picture cannot be read, and if it is blank.
     """
     picture = prepare(image, ink).picture
     if picture is None:
-        raise PictureError("the picture is blank: there is no ink to be seen")
+        raise PictureError("the picture is blank")
     return picture
 
 
@@ -449,7 +449,7 @@ class Prepared:
     """A picture prepared for the network."""
 
     picture: np.ndarray | None  # of all strokes as one digit, uint8 (28, 28); None for a blank picture
-    pieces: list[Piece]  # in reading order, boxes in pixels of the upright original; empty if already in MNIST's form
+    pieces: list[Piece]  # in reading order, boxes in pixels of the upright original; empty if already in MNIST's format
     notes: tuple[str, ...]
     cut_off: bool = False  # whether something as large as a digit touches the edge of a photograph
 

@@ -25,19 +25,19 @@ MIN_CONFIDENCE = 0.9
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network makes of a picture."""
+    """The prediction for a picture, or for one digit in it."""
 
     digit: int | None  # None where the picture does not hold exactly one digit
     confidence: float  # 0 to 1: the calibrated probability of `digit`; 0 where there is none
     probabilities: np.ndarray  # (10,), of each digit
     picture: np.ndarray  # uint8 (28, 28): the input of the network
-    reason: str = ""  # why not to trust it; empty where nothing speaks against it
+    reason: str = ""  # why not to trust it; empty if no check failed
     notes: tuple[str, ...] = ()  # remarks on the picture
     box: Box | None = None  # of the digit, in pixels of the original picture; set by `read` only
 
     @property
     def trusted(self) -> bool:
-        """Whether nothing speaks against the answer."""
+        """Whether no check failed."""
         return not self.reason
 
 
@@ -49,14 +49,14 @@ class MNISTPredictor:
         """Load the weights. For single pictures the CPU is the fastest device.
 
         The attribute `digest` is the SHA-256 of the file. Raises what `load_weights` raises, and
-        WeightsError where the calibration in the file belongs to another network.
+        WeightsError if the calibration in the file belongs to another network.
         """
-        self.model, self.facts = load_weights(model_path)
+        self.model, self.metadata = load_weights(model_path)
         self.digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
         self.model.to(device)
-        if "ood" in self.facts:
+        if self.metadata.get("ood") is not None:
             inputs = ood_inputs(*features_and_logits(self.model, np.zeros((1, 28, 28), np.uint8), mean=0.0, std=1.0))
-            if self.facts["ood"]["weights"].shape != inputs[0].shape:
+            if self.metadata["ood"]["weights"].shape != inputs[0].shape:
                 raise WeightsError(f"{model_path} holds the calibration of another network")
 
     def predict(self, image: AnyPicture, ink: str = "auto") -> Prediction:
@@ -66,7 +66,7 @@ class MNISTPredictor:
     def predict_many(self, images: Iterable[AnyPicture], ink: str = "auto") -> list[Prediction]:
         """Read the one digit in each of several pictures, as one batch.
 
-        Raises PictureError, which gives the number of the picture, where one cannot be read.
+        Raises PictureError, which gives the number of the picture, if one cannot be read.
         """
         prepared = []
         for number, image in enumerate(images, 1):
@@ -79,7 +79,7 @@ class MNISTPredictor:
     def read(self, image: AnyPicture, ink: str = "auto") -> list[Prediction]:
         """Read all digits in a picture, in reading order, each with its box. A blank picture gives an empty list."""
         whole = prepare(image, ink)
-        if whole.picture is not None and not whole.pieces:  # already in MNIST's form
+        if whole.picture is not None and not whole.pieces:  # already in MNIST's format
             return [replace(result, box=(0, 0, 28, 28)) for result in self._judge([whole])]
         judged = self._judge([replace(whole, picture=fit(piece.strokes), pieces=[piece]) for piece in whole.pieces])
         return [replace(result, box=piece.box) for result, piece in zip(judged, whole.pieces)]
@@ -89,32 +89,32 @@ class MNISTPredictor:
             return []
         blank = np.zeros((28, 28), np.uint8)
         pictures = np.stack([blank if one.picture is None else one.picture for one in prepared])
-        if "ood" in self.facts:
-            logits, scores = logits_and_ood_scores(self.model, pictures, self.facts)
-            rejected = (scores > self.facts["ood"]["threshold"]).tolist()
+        if self.metadata.get("ood") is not None:
+            logits, scores = logits_and_ood_scores(self.model, pictures, self.metadata)
+            rejected = (scores > self.metadata["ood"]["threshold"]).tolist()
         else:
-            logits = predict(self.model, pictures, mean=self.facts["mean"], std=self.facts["std"])
+            logits = predict(self.model, pictures, mean=self.metadata["mean"], std=self.metadata["std"])
             rejected = [False] * len(prepared)
-        probabilities = (logits / self.facts.get("temperature", 1.0)).softmax(1).numpy()
+        probabilities = (logits / self.metadata.get("temperature", 1.0)).softmax(1).numpy()
         return [self._prediction(*one) for one in zip(prepared, pictures, probabilities, rejected)]
 
     def _prediction(self, prepared: Prepared, picture: np.ndarray, probabilities: np.ndarray,
                     rejected: bool) -> Prediction:
         pieces = prepared.pieces
         if prepared.picture is None:
-            reason = "it is blank: there is no ink to be seen"
+            reason = "the picture is blank"
         elif len(pieces) > 1:
-            reason = f"it is not one digit: there are {len(pieces)}"
+            reason = f"not one digit, but {len(pieces)}"
         elif pieces and pieces[0].strokes.shape[1] > MAX_ASPECT_RATIO * pieces[0].strokes.shape[0]:
-            reason = "it is not one digit: it is too wide for one"
+            reason = "not one digit: it is too wide"
         else:
             digit, confidence = int(probabilities.argmax()), float(probabilities.max())
             reason = ""
             if prepared.cut_off:
-                reason = "something reaches beyond the picture's edge"
+                reason = "something is cut off at the edge of the picture"
             elif rejected:
-                reason = "it looks like no single digit, or it is written in a way that the network has not learned"
+                reason = "out of distribution: it does not look like a single digit"
             elif confidence < MIN_CONFIDENCE:
-                reason = f"unsure: it may be a {probabilities.argsort()[-2]} as well"
+                reason = f"low confidence: it may be a {probabilities.argsort()[-2]} as well"
             return Prediction(digit, confidence, probabilities, picture, reason, prepared.notes)
         return Prediction(None, 0.0, np.full(10, 0.1, np.float32), picture, reason, prepared.notes)

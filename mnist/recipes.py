@@ -1,6 +1,6 @@
 """Every named recipe, as data: how a network is trained, and what that is good for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -12,20 +12,9 @@ class Recipe:
     epochs: int
     learning_rate: float  # the peak of the one-cycle schedule
     batch_size: int = 128
-    augment: bool = True  # with random warps; a transfer set is warped beforehand
+    augment: bool = True  # with random warps
     hard_examples: float = 1.0  # share of the images to train on from the second epoch on
-    bfloat16: bool | None = None  # None: where the hardware multiplies it
-    images: int | None = None  # train on so many of the training images only
-    teachers: str | None = None  # name of the recipe whose trainings are the teacher ensemble
-    copies: int = 0  # warped copies of each training image in the transfer set
-    batch_norm: bool = False  # during training; folded into the weights afterwards
-    corrupted: bool = False  # corrupt half of the training images; the teachers see them clean
-    seeds: int = 5  # trained with the seeds 0, 1, ...
-
-    @property
-    def passes(self) -> float:
-        """How many times it trains on as many images as there are in the training set."""
-        return self.epochs * (1.5 * self.copies if self.teachers else 1)
+    bfloat16: bool | None = None  # None: if the hardware supports it natively
 
     def settings(self) -> dict[str, Any]:
         """The arguments of `mnist.train.train` that the recipe sets."""
@@ -33,30 +22,48 @@ class Recipe:
                 "augment": self.augment, "hard_examples": self.hard_examples, "amp": self.bfloat16}
 
 
+@dataclass(frozen=True)
+class StudyRecipe(Recipe):
+    """A recipe of the study, which can also change the training set and distil."""
+
+    images: int | None = None  # train on so many of the training images only
+    teachers: str | None = None  # name of the recipe whose training runs are the teacher ensemble
+    copies: int = 0  # warped copies of each training image in the transfer set
+    batch_norm: bool = False  # during training; folded into the weights afterwards
+    corrupted: bool = False  # corrupt half of the training images; the teachers see them clean
+    seeds: int = 5  # trained with the seeds 0, 1, ...
+
+    @property
+    def passes(self) -> float:
+        """How many passes it takes: images trained on, divided by the size of the training set."""
+        return self.epochs * (1.5 * self.copies if self.teachers else 1)
+
+
 # the default of workspace.ipynb and of run_model.py: 99.4 % in less than a minute on two cores
 NOTEBOOK = Recipe("MNIST_CNN", epochs=12, learning_rate=4e-3)
-# at least 99.0 % in a few seconds, and hardly more however long it trains
+# at least 99.0 % in a few seconds; longer training hardly helps
 FAST = Recipe("MNIST_CNN", epochs=5, learning_rate=1.2e-2, augment=False, hard_examples=0.2)
 RECIPES = {"notebook": NOTEBOOK, "fast": FAST}
 
 # somebody's own drawings on top of trained weights: see mnist.finetune
 FINE_TUNING = replace(NOTEBOOK, epochs=3, learning_rate=1e-3)
 
-# the study's processes have one thread each, where MNIST_CNN is no faster in bfloat16
-DISTILLED = Recipe("MNIST_CNN", epochs=2, learning_rate=1e-2, augment=False, bfloat16=False, teachers="SixConv",
-                   copies=20, batch_norm=True)
+# the study's processes have one thread each, in which MNIST_CNN is no faster in bfloat16
+_NOTEBOOK = StudyRecipe(**asdict(NOTEBOOK) | {"bfloat16": False})
+_DISTILLED = StudyRecipe("MNIST_CNN", epochs=2, learning_rate=1e-2, augment=False, bfloat16=False, teachers="SixConv",
+                         copies=20, batch_norm=True)
 STUDY = {
-    # networks that people bring to MNIST, with the notebook's settings
-    "MNIST_CNN": replace(NOTEBOOK, bfloat16=False),
-    "MNIST_CNN_Dropout": replace(NOTEBOOK, network="MNIST_CNN_Dropout", bfloat16=False),
-    "MNISTNet": replace(NOTEBOOK, network="MNISTNet", bfloat16=True, seeds=3),
-    "ThreeConv": replace(NOTEBOOK, network="ThreeConv", epochs=4, bfloat16=True, seeds=3),
+    # common networks, with the notebook's settings
+    "MNIST_CNN": _NOTEBOOK,
+    "MNIST_CNN_Dropout": replace(_NOTEBOOK, network="MNIST_CNN_Dropout"),
+    "MNISTNet": replace(_NOTEBOOK, network="MNISTNet", bfloat16=True, seeds=3),
+    "ThreeConv": replace(_NOTEBOOK, network="ThreeConv", epochs=4, bfloat16=True, seeds=3),
     # the most accurate at this size, and the teachers of the next two
-    "SixConv": Recipe("SixConv", epochs=30, learning_rate=1e-2, bfloat16=True),
+    "SixConv": StudyRecipe("SixConv", epochs=30, learning_rate=1e-2, bfloat16=True),
     # the most accurate MNIST_CNN, and the one that copes best with corrupted images
-    "MNIST_CNN distilled": DISTILLED,
-    "MNIST_CNN robust": replace(DISTILLED, corrupted=True, seeds=1),
+    "MNIST_CNN distilled": _DISTILLED,
+    "MNIST_CNN robust": replace(_DISTILLED, corrupted=True, seeds=1),
     # the learning curve
-    **{f"MNIST_CNN {count}": Recipe("MNIST_CNN", epochs=6, learning_rate=4e-3, bfloat16=False, images=count, seeds=3)
+    **{f"MNIST_CNN {count}": replace(_NOTEBOOK, epochs=6, images=count, seeds=3)
        for count in (600, 2_000, 6_000, 20_000, 55_000)},
 }

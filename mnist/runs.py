@@ -1,4 +1,4 @@
-"""A whole training and its files: the checkpoint, the weights of the best and of the last epoch, the log."""
+"""A training run and its files: the checkpoint, the weights of the best and of the last epoch, the log."""
 
 import contextlib
 import os
@@ -25,10 +25,10 @@ from mnist_utils import digest, load_split, load_training
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """A weights file that a training wrote."""
+    """A weights file that a training run wrote."""
 
     path: Path
-    epoch: int  # whose weights they are
+    epoch: int  # the epoch of these weights
     is_best: bool  # the best epoch in validation; otherwise the last one
     test_accuracy: float  # 0 to 1
 
@@ -51,27 +51,29 @@ class TrainingRun:
 
     def epochs(self, *, resume: bool, log_dir: Path | None = None, batch_bar: tqdm | None = None,
                **settings: Any) -> Iterator[Epoch]:
-        """Train, epoch by epoch, with a checkpoint; `settings` are arguments of `mnist.train.train`, which see."""
-        checkpoint = checkpoint_path(self.model_path)
-        if is_first() and not resume:
-            _set_aside(checkpoint)
-        epochs = train(self.model, self.train_set, self.val_set, mean=self.mean, std=self.std, seed=self.seed,
-                       checkpoint=checkpoint, resume=resume, batch_bar=batch_bar, **settings)
-        yield from logged(epochs, log_dir, type(self.model).__name__, self.train_set[0], resume)
+        """Train, epoch by epoch, with a checkpoint; `settings` are passed on to `mnist.train.train`."""
+        def epochs() -> Iterator[Epoch]:
+            checkpoint = checkpoint_path(self.model_path)
+            if is_first() and not resume:
+                _set_aside(checkpoint)
+            yield from train(self.model, self.train_set, self.val_set, mean=self.mean, std=self.std, seed=self.seed,
+                             checkpoint=checkpoint, resume=resume, batch_bar=batch_bar, **settings)
+
+        yield from log_to_tensorboard(epochs(), log_dir, type(self.model).__name__, self.train_set[0], resume)
 
     def save(self) -> list[SavedWeights]:
         """Save the weights of the best and of the last epoch, calibrated, with their test accuracy.
 
-        Raises ValueError, and saves nothing, where the training learned nothing.
+        Raises ValueError, and saves nothing, if the training learned nothing.
         """
         stored = read_checkpoint(checkpoint_path(self.model_path))
         settings, history = stored["recipe"], [Epoch(**epoch) for epoch in stored["history"]]
         best = best_epoch(history)
         chance = np.bincount(self.val_set[1]).max() / len(self.val_set[1])
         if best.val_accuracy <= chance < 1:
-            raise ValueError(f"it learned nothing: {best.val_accuracy:.1%} of the validation images are right, "
-                             f"and always answering the most frequent class gets {chance:.1%}; no weights were "
-                             f"saved: try a learning rate below {settings['learning_rate']:g}")
+            raise ValueError(f"the network learned nothing: its validation accuracy of {best.val_accuracy:.1%} is not "
+                             f"above {chance:.1%}, the share of the most frequent class; no weights were saved: "
+                             f"train for more epochs, or with a learning rate below {settings['learning_rate']:g}")
         mean, std = settings.pop("mean"), settings.pop("std")
         model = NETWORKS[settings.pop("network")]()
         training = settings | {"threads": torch.get_num_threads(), "torch": version("torch")}
@@ -98,15 +100,15 @@ def checkpoint_path(model_path: Path) -> Path:
 
 
 def check_model_path(path: Path) -> None:
-    """Raise ValueError where `path` is a folder, or is named like another file of a training."""
+    """Raise ValueError if `path` is a folder, or is named like another file of a training run."""
     if path.is_dir() or path.name.endswith((".checkpoint", ".final.pth", ".before.pth")):
-        raise ValueError(f"--model-path {path} cannot name the weights file: choose NAME.pth")
+        raise ValueError(f"{path} cannot be a weights file's name: choose NAME.pth")
 
 
 def was_trained_on(data: str | os.PathLike[str], model_path: Path) -> bool:
-    """Whether the checkpoint beside a weights file belongs to a training on this data.
+    """Whether the checkpoint beside a weights file belongs to a training run on this data.
 
-    Raises what `load_split` raises for missing or damaged data.
+    Raises what `load_split` raises for missing or damaged data, and WeightsError for a damaged checkpoint.
     """
     if not checkpoint_path(model_path).exists():
         return False
@@ -119,7 +121,7 @@ def was_trained_on(data: str | os.PathLike[str], model_path: Path) -> bool:
     return digest(*train_set, *val_set) == settings.get("data")
 
 
-def logged(epochs: Iterable[Epoch], log_dir: Path | None, network: str, images: np.ndarray,
+def log_to_tensorboard(epochs: Iterable[Epoch], log_dir: Path | None, network: str, images: np.ndarray,
            resume: bool = False) -> Iterator[Epoch]:
     """Pass the epochs on, and log them for TensorBoard in `log_dir`; at the end also the graph and some images."""
     if not log_dir or not is_first():

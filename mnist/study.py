@@ -4,9 +4,9 @@
     python -m mnist.study --processes 4    the same results, sooner on a machine with more cores
 
 Every network trains on the same 55,000 training images, in a process with one thread. The last
-epoch counts, so nothing is picked. The other 5,000 training images are for validation. The test
-images are read when all trainings are done. The folder study/ keeps the trainings: a finished one
-is not repeated, and an interrupted one continues from its last epoch.
+epoch is evaluated, so no epoch is selected. The other 5,000 training images are for validation. The
+test images are used only after all training runs are done. The folder study/ keeps the runs: a
+finished run is not repeated, and an interrupted one continues from its last epoch.
 """
 
 import argparse
@@ -41,30 +41,30 @@ from tqdm import tqdm
 
 from mnist.attacks import fgsm, pgd
 from mnist.augment import corrupt_half, warp, warp_amounts
-from mnist.calibrate import SIGNS, calibrate
+from mnist.calibrate import OOD_CHARACTERS, calibrate
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import confidence_threshold, evaluate, expected_calibration_error, predict
 from mnist.files import write_atomically
 from mnist.networks import NETWORKS, fold_batch_norm, with_batch_norm
 from mnist.ood import logits_and_ood_scores
 from mnist.picture import crop, frame
-from mnist.recipes import STUDY, Recipe
+from mnist.recipes import STUDY, StudyRecipe
 from mnist.train import train
 from mnist.weights import WeightsError, load_weights, save_weights
 from mnist_utils import CLASSES, Split, find_idx, load_split, load_training, read_idx
 
 FOLDER = Path("study")
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist has it
-EPOCH = 55_000  # images: one pass over the training images; the learning curve repeats fewer images to fill it
+IMAGES_PER_PASS = 55_000  # the learning curve repeats fewer images to fill a pass
 
-STRESS_TESTED = ("MNIST_CNN", "SixConv", "MNIST_CNN distilled", "MNIST_CNN robust")  # corrupted, attacked, OOD
+ROBUSTNESS_TESTED = ("MNIST_CNN", "SixConv", "MNIST_CNN distilled", "MNIST_CNN robust")  # corrupted, attacked, OOD
 EPSILONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of attacks; 1 is full ink
 
 
 # other data
 
 def uci_digits() -> Split:
-    """scikit-learn's 1,797 digits of 8 × 8 pixels, written by other people, in MNIST's form (N, 28, 28)."""
+    """scikit-learn's 1,797 digits of 8 × 8 pixels, written by other people, in MNIST's format (N, 28, 28)."""
     digits = load_digits()
     large = [Image.fromarray(image.astype(np.float32)).resize((64, 64), Image.Resampling.BICUBIC)
              for image in digits.images / 16]
@@ -91,7 +91,7 @@ def _letters() -> Iterator[np.ndarray]:
         if "Display" in path.name:  # has digits alone
             continue
         font = ImageFont.truetype(path, 60)
-        for sign in SIGNS:
+        for sign in OOD_CHARACTERS:
             page = Image.new("L", (160, 160))
             ImageDraw.Draw(page).text((40, 40), sign, fill=255, font=font)
             yield frame(crop(np.asarray(page) / 255))
@@ -99,22 +99,23 @@ def _letters() -> Iterator[np.ndarray]:
 
 # training
 
-def train_one(name: str, recipe: Recipe, seed: int, folder: Path, data: str) -> None:
+def train_one(name: str, recipe: StudyRecipe, seed: int, folder: Path, data: str) -> None:
     """Train one seed of a recipe and save its weights, unless they exist; resume where a checkpoint exists.
 
-    Raises WeightsError where the existing weights or checkpoint belong to another recipe.
+    Raises WeightsError if the existing weights or checkpoint belong to another recipe.
     """
     path = weights_path(name, seed, folder)
     if path.exists():
-        _, facts = load_weights(path)
-        if any(facts["training"].get(key, value) != value for key, value in asdict(recipe).items() if key != "seeds"):
+        _, metadata = load_weights(path)
+        trained = metadata["training"]
+        if any(trained.get(key, value) != value for key, value in asdict(recipe).items() if key != "seeds"):
             raise WeightsError(f"{path} belongs to another recipe: delete it, or undo the change of the recipe")
         return
     labelled, val_set, mean, std = load_training(data)
     train_set = labelled
     if recipe.images:
         chosen = np.random.default_rng(seed).permutation(len(labelled[0]))[:recipe.images]
-        images, labels = (np.resize(array[chosen], (EPOCH, *array.shape[1:])) for array in labelled)
+        images, labels = (np.resize(array[chosen], (IMAGES_PER_PASS, *array.shape[1:])) for array in labelled)
         train_set = images, labels
     if recipe.teachers:
         train_set = read_transfer_set(recipe.copies, folder)
@@ -184,18 +185,18 @@ def _slot() -> int:
 # measuring
 
 def measure(name: str, seed: int, folder: Path, data: str) -> dict[str, Any]:
-    """All measurements of one training: a row of the results."""
+    """All measurements of one training run: a row of the results."""
     test_set = load_split("test", data)
-    model, facts = load_weights(weights_path(name, seed, folder))
-    scale = {"mean": facts["mean"], "std": facts["std"]}
-    row = {"seed": seed, "val_accuracy": facts["val_accuracy"],
-           **_accuracies(model, load_training(data)[1], test_set, facts),
+    model, metadata = load_weights(weights_path(name, seed, folder))
+    scale = {"mean": metadata["mean"], "std": metadata["std"]}
+    row = {"seed": seed, "val_accuracy": metadata["val_accuracy"],
+           **_accuracies(model, load_training(data)[1], test_set, metadata),
            "uci": evaluate(model, *uci_digits(), **scale)[1]}
-    if name in STRESS_TESTED:
+    if name in ROBUSTNESS_TESTED:
         row["corruptions"] = {kind: evaluate(model, images, test_set[1], **scale)[1]
                               for kind, images in _corrupted(data).items()}
         row |= _attacked(model, test_set, scale)
-        row["ood"] = _ood_detection(model, facts, test_set[0])
+        row["ood"] = _ood_detection(model, metadata, test_set[0])
     return row
 
 
@@ -205,8 +206,8 @@ def _corrupted(data: str) -> dict[str, np.ndarray]:
     return {kind: corrupt(images, kind) for kind in CORRUPTIONS}
 
 
-def summarize(name: str, recipe: Recipe, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A recipe's results: facts on its network, statistics over the seeds, and the rows of `measure`."""
+def summarize(name: str, recipe: StudyRecipe, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A recipe's results: metadata on its network, statistics over the seeds, and the rows of `measure`."""
     model, accuracies, file = NETWORKS[recipe.network](), np.array([row["accuracy"] for row in rows]), io.BytesIO()
     torch.save(model.state_dict(), file)
     return {"recipe": asdict(recipe), "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -216,21 +217,21 @@ def summarize(name: str, recipe: Recipe, rows: list[dict[str, Any]]) -> dict[str
             "interval": interval_of_mean(accuracies) if len(rows) > 1 else None, "seeds": rows}
 
 
-def _accuracies(model: nn.Module, val_set: Split, test_set: Split, facts: dict[str, Any]) -> dict[str, Any]:
+def _accuracies(model: nn.Module, val_set: Split, test_set: Split, metadata: dict[str, Any]) -> dict[str, Any]:
     """Accuracy, calibration before and after the temperature, and selective prediction at 99.9 %.
 
-    "threshold" is the confidence from which on 99.9 % of the validation predictions are correct.
+    "threshold" is the lowest confidence at or above which 99.9 % of the validation predictions are correct.
     "rejected" counts the test images below it, "selective_accuracy" is the accuracy on the others.
     """
-    scale = {"mean": facts["mean"], "std": facts["std"]}
+    scale = {"mean": metadata["mean"], "std": metadata["std"]}
     logits, labels = predict(model, test_set[0], **scale), test_set[1]
     row: dict[str, Any] = {"accuracy": float((logits.argmax(1).numpy() == labels).mean()),
-                           "temperature": facts["temperature"]}
-    for state, divisor in (("before", 1.0), ("after", facts["temperature"])):
+                           "temperature": metadata["temperature"]}
+    for state, divisor in (("before", 1.0), ("after", metadata["temperature"])):
         probabilities = (logits / divisor).softmax(1).numpy()
         row[f"nll_{state}"] = F.cross_entropy(logits / divisor, torch.from_numpy(labels).long()).item()
         row[f"ece_{state}"] = expected_calibration_error(probabilities, labels)
-    validated = (predict(model, val_set[0], **scale) / facts["temperature"]).softmax(1).numpy()
+    validated = (predict(model, val_set[0], **scale) / metadata["temperature"]).softmax(1).numpy()
     row["threshold"] = confidence_threshold(validated, val_set[1], 0.999)
     accepted = probabilities.max(1) >= row["threshold"]
     correct = probabilities.argmax(1) == labels
@@ -246,11 +247,11 @@ def _attacked(model: nn.Module, test_set: Split, scale: dict[str, float]) -> dic
             for attack in (fgsm, pgd)}
 
 
-def _ood_detection(model: nn.Sequential, facts: dict[str, Any], digits: np.ndarray) -> dict[str, dict[str, float]]:
+def _ood_detection(model: nn.Sequential, metadata: dict[str, Any], digits: np.ndarray) -> dict[str, dict[str, float]]:
     """For each kind of OOD images, the median confidence, and how well three scores tell it from digits (AUROC)."""
     def scored(images: np.ndarray) -> dict[str, np.ndarray]:
-        logits, ood_scores = logits_and_ood_scores(model, images, facts)
-        return {"confidence": (logits / facts["temperature"]).softmax(1).amax(1).numpy(),
+        logits, ood_scores = logits_and_ood_scores(model, images, metadata)
+        return {"confidence": (logits / metadata["temperature"]).softmax(1).amax(1).numpy(),
                 "energy": logits.logsumexp(1).numpy(), "ood_score": -ood_scores.numpy()}
 
     known, table = scored(digits), {}
@@ -272,26 +273,29 @@ def interval_of_mean(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def epoch_seconds(recipe: Recipe, folder: Path, data: str) -> float:
-    """Seconds for one pass over 55,000 images on this machine, extrapolated from a tenth of them."""
+def epoch_seconds(recipe: StudyRecipe, folder: Path, data: str) -> float:
+    """Seconds for one pass over 55,000 images on this machine, validation not counted, extrapolated from a tenth."""
     (images, labels), val_set, mean, std = load_training(data)
-    part, little = (images[:EPOCH // 10], labels[:EPOCH // 10]), (val_set[0][:10], val_set[1][:10])
+    part, little = (images[:IMAGES_PER_PASS // 10], labels[:IMAGES_PER_PASS // 10]), (val_set[0][:10], val_set[1][:10])
     model = NETWORKS[recipe.network]()
-    epochs = train(with_batch_norm(model) if recipe.batch_norm else model, part, little, mean=mean, std=std, epochs=3,
-                   batch_size=recipe.batch_size, learning_rate=1e-3, seed=0, amp=recipe.bfloat16)
-    return EPOCH / len(part[0]) * min(epoch.seconds for epoch in epochs)
+    epochs = train(with_batch_norm(model) if recipe.batch_norm else model, part, little, mean=mean, std=std, seed=0,
+                   **recipe.settings() | {"epochs": 3})
+    return IMAGES_PER_PASS / len(part[0]) * min(epoch.seconds for epoch in epochs)
 
 
 # the whole study
 
-def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Recipe] = STUDY,
+def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, StudyRecipe] = STUDY,
           processes: int = 1) -> dict[str, Any]:
     """Train what is missing, measure everything, and write the results to study.json in the folder.
 
-    The first error, or Ctrl-C, ends the study; interrupted trainings keep their last epoch. Raises what
-    the trainings raise.
+    The first error, or Ctrl-C, ends the study; interrupted training runs keep their last epoch. Raises what
+    the training runs raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not FASHION.exists():
+        print(f"{FASHION} is missing: no results for clothes (Debian: apt install dataset-fashion-mnist)",
+              file=sys.stderr)
     jobs = [(name, recipe, seed) for name, recipe in recipes.items() for seed in range(recipe.seeds)]
     copies = {(number, recipe.teachers, recipes[recipe.teachers].seeds): None for recipe in recipes.values()
               if recipe.teachers for number in range(recipe.copies + 1)}
@@ -337,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m mnist.study", description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--processes", type=int, default=1,
-                         help="trainings at the same time; each may take four gigabytes (default: %(default)s)")
+                         help="parallel training runs; each may need 4 GB of memory (default: %(default)s)")
     try:
         content = study(processes=options.parse_args(arguments).processes)
     except (OSError, ValueError, ArithmeticError, BrokenProcessPool) as error:

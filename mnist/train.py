@@ -41,25 +41,25 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
     the loss is the cross-entropy with them, as in knowledge distillation (Hinton et al. 2015).
 
     mean, std      normalise the images; see `mean_std`
-    seed           of the order and the warps. Equal calls give equal weights on one machine; seed the
-                   initial weights before you build the model
+    seed           of the order and the warps. The same arguments give the same weights on one machine;
+                   seed the initial weights before you build the model
     augment        warp the training images at random
     hard_examples  hard example mining (Loshchilov & Hutter 2015): from the second epoch on, train on
                    this share of the images only, those with the highest loss when last seen. It
                    reaches a good accuracy early, and a lower one in the end
-    amp            compute in bfloat16. By default: where the hardware multiplies bfloat16
+    amp            compute in bfloat16. By default: if the hardware supports it natively
     patience       stop after so many epochs without a better one (see `best_epoch`)
     checkpoint     a file to write before the first epoch and after each epoch
     resume         continue from the checkpoint's last epoch, and yield the earlier epochs first. The
-                   final weights equal those of an uninterrupted training bit for bit, on one kind of
+                   final weights equal those of an uninterrupted training run bit for bit, on one kind of
                    device, with one number of threads and of processes. All settings but `patience`
                    must be the same; `amp` may be left out
     batch_bar      a tqdm bar that restarts at each epoch and advances with each batch
 
     The model is left in training mode and in channels_last format. Nothing happens before the first
-    step of the iterator. Raises ValueError where there is nothing to train on, WeightsError for a
-    checkpoint that is damaged or of another training, FileNotFoundError where it is missing, OSError
-    where it cannot be written, and FloatingPointError where a loss is not finite.
+    step of the iterator. Raises ValueError if there is nothing to train on, WeightsError for a
+    checkpoint that is damaged or of another training run, FileNotFoundError if it is missing, OSError
+    if it cannot be written, and FloatingPointError if a loss is not finite.
     """
     device = next(model.parameters()).device
     images, labels = (torch.as_tensor(array).to(device) for array in train_set)
@@ -108,7 +108,7 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16; on other hardware autocast would only be slower."""
+    """Whether the hardware supports bfloat16 natively; on other hardware autocast would only be slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}

@@ -1,4 +1,4 @@
-"""The weights file: a network's weights, and the facts that one needs to use them."""
+"""The weights file: a network's weights, and the metadata that one needs to use them."""
 
 import io
 import math
@@ -21,34 +21,34 @@ class WeightsError(ValueError):
 
 
 def save_weights(path: str | os.PathLike[str], model: nn.Module, /, *, mean: float, std: float,
-                 **facts: Any) -> None:
-    """Write a network's weights and facts as one file.
+                 **metadata: Any) -> None:
+    """Write a network's weights and metadata as one file.
 
-    The network's inputs were normalised with `mean` and `std`. `facts` are further plain values to
+    The network's inputs were normalised with `mean` and `std`. `metadata` are further plain values to
     keep, such as the settings of the training and the measured accuracy. The file is written in one
     step, and `torch.load(path, weights_only=True)` opens it without this project. Raises ValueError
-    where the file could not be loaded again (a fact is no plain value, for example), and OSError
-    where it cannot be written. After an error the previous file is unchanged.
+    if the file could not be loaded again (a fact is no plain value, for example), and OSError
+    if it cannot be written. After an error the previous file is unchanged.
     """
     weights = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
                for name, tensor in model.state_dict().items()}
     own = {"architecture": type(model).__name__, "mean": float(mean), "std": float(std), "weights": weights}
-    content = own | facts | own  # `own` again, so that no fact can replace what loading relies on
+    content = own | metadata | own  # `own` again, so that no other entry can replace what loading relies on
     buffer = io.BytesIO()
     try:
         torch.save(content, buffer)
     except Exception as error:
-        raise ValueError(f"{path} was not written: one of its facts cannot be saved ({error})") from error
+        raise ValueError(f"{path} was not written: one of its metadata cannot be saved ({error})") from error
     _parse(plain_values(buffer.getvalue(), path), path)
     write_atomically(path, buffer.getvalue())
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[nn.Sequential, dict[str, Any]]:
-    """Read a weights file: the network on the CPU, in evaluation mode, and the file's facts.
+    """Read a weights file: the network on the CPU, in evaluation mode, and the file's metadata.
 
-    The facts include "architecture", "mean" and "std". Nothing in the file is executed. Raises
+    The metadata include "architecture", "mean" and "std". Nothing in the file is executed. Raises
     WeightsError for a file that is damaged, belongs to an unknown network, or holds anything but
-    tensors and plain values; FileNotFoundError where there is no file; OSError where it cannot be
+    tensors and plain values; FileNotFoundError if there is no file; OSError if it cannot be
     read.
     """
     if not Path(path).exists():
@@ -97,7 +97,7 @@ def _parse(content: Any, path: str | os.PathLike[str]) -> tuple[nn.Sequential, d
 
 
 def _build(architecture: Any, weights: Any, path: str | os.PathLike[str]) -> nn.Sequential:
-    """The named network with these weights. Raises WeightsError where they do not fit."""
+    """The named network with these weights. Raises WeightsError if they do not fit."""
     if not isinstance(architecture, str) or architecture not in NETWORKS:
         raise WeightsError(f"{path} is for the unknown network {architecture!r}: known are {', '.join(NETWORKS)}")
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):

@@ -32,11 +32,13 @@ def show(predictor: MNISTPredictor, name: str, picture: bytes) -> None:
         print(f"{name}: {error}")
         return
     if not digits:
-        print(f"{name}: it is blank: there is no ink to be seen")
+        print(f"{name}: the picture is blank")
         return
-    print(f"{name}: {' '.join(str(one.digit) for one in digits)}")
+    print(f"{name}: {' '.join('?' if one.digit is None else str(one.digit) for one in digits)}")
     for one in digits:
-        if not one.trusted:
+        if one.digit is None:
+            print(f"?: {one.reason}")
+        elif not one.trusted:
             print(f"do not trust the {one.digit} ({one.confidence:.1%}): {one.reason}")
     row = Image.fromarray(255 - np.hstack([one.picture for one in digits]))
     display(row.resize((3 * row.width, 3 * row.height), Image.Resampling.NEAREST))

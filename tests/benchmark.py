@@ -26,7 +26,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -37,7 +36,7 @@ from mnist.evaluate import evaluate
 from mnist.networks import MNIST_CNN
 from mnist.recipes import RECIPES
 from mnist.train import bfloat16_is_fast, train
-from mnist_utils import FILES, load_split, mean_std, write_idx
+from mnist_utils import FILES, hold_out, load_split, mean_std, write_idx
 
 ROOT = Path(__file__).parents[1]
 SEEDS = range(5)
@@ -129,9 +128,7 @@ def main() -> None:
     images, labels = load_split("train", ROOT / "dataset")
     mean, std = mean_std(images)
     test = (*load_split("test", ROOT / "dataset"), mean, std)
-    train_images, val_images, train_labels, val_labels = train_test_split(
-        images, labels, test_size=5_000, stratify=labels, random_state=0)
-    data = (train_images, train_labels), (val_images, val_labels), test
+    data = *hold_out(images, labels), test
 
     results = {"MNIST_CNN, recipe fast": ours("recipe fast", SEEDS, data, FAST)}
     with tempfile.TemporaryDirectory() as folder:

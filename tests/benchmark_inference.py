@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mnist.export import Run, export
-from mnist.picture import FORMATS
+from mnist.export import FORMATS, Run, export
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]

@@ -25,6 +25,8 @@ def resolved() -> list[str]:
 
 
 if __name__ == "__main__":
+    if sys.version_info[:2] != (3, 11):  # a later Python needs fewer packages, which 3.11 would then lack
+        sys.exit("the lock is made with Python 3.11: make PYTHON=python3.11 lock")
     lines = [f"# Written by `make lock` with Python {platform.python_version()} on {platform.system()}.", *resolved()]
     (ROOT / "constraints.txt").write_text("\n".join(lines) + "\n", "utf-8")
     print(f"constraints.txt: {len(lines) - 1} packages")

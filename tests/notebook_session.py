@@ -4,19 +4,21 @@ The variable MNIST_OUTPUT tells the notebooks' kernels where to write, so the co
 figures do not change. workspace.ipynb runs first, and playground.ipynb loads the weights that it has
 just trained. Where workspace.ipynb is not part of the test run, the folder holds a copy of the
 committed weights. After a run without failures the temporary folder is deleted, with all that the
-tests and the programs that they killed have left there.
+tests and the programs that they killed have left there. After a failure it stays for a day.
 """
 
 import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 NOTEBOOKS = ["workspace.ipynb", "playground.ipynb", "evidence.ipynb"]
 OUTPUT = "MNIST_OUTPUT"
+DAY = 24 * 3600  # seconds
 BEFORE = pytest.StashKey[dict[str, str | None]]()
 FOLDER = pytest.StashKey[Path]()
 
@@ -24,6 +26,9 @@ FOLDER = pytest.StashKey[Path]()
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in jobs that a shell starts in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # otherwise processes started here ignore Ctrl-C
+    for old in Path(tempfile.gettempdir()).glob("mnist-tests-*"):  # of runs that failed
+        if time.time() - old.stat().st_mtime > DAY:
+            shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix="mnist-tests-"))
     folder.chmod(0o755)  # PostgreSQL runs under another account, and its folder is in there
     (folder / "output").mkdir()

@@ -42,10 +42,10 @@ def test_predict_does_not_depend_on_the_batch():
 @pytest.mark.parametrize("mode", [True, False])
 def test_predict_evaluates_and_leaves_the_mode_alone(mode):
     model = torch.nn.Sequential(MNIST_CNN(), torch.nn.Dropout(0.5)).train(mode)
-    assert torch.equal(predict(MODEL, IMAGES[:10], **SCALE), predict(MODEL, IMAGES[:10], **SCALE))
+    assert torch.equal(predict(model, IMAGES[:10], **SCALE), predict(model, IMAGES[:10], **SCALE))
     assert model.training is mode
     with pytest.raises(RuntimeError):
-        predict(MODEL, IMAGES[:10, :5], **SCALE)
+        predict(model, IMAGES[:10, :5], **SCALE)
     assert model.training is mode
 
 

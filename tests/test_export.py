@@ -18,9 +18,8 @@ import torch
 import mnist.export
 import run_model
 from mnist.evaluate import predict
-from mnist.export import INT8, ExportError, Report, export, load_safetensors
+from mnist.export import FORMATS, INT8, ExportError, Report, export, load_safetensors
 from mnist.networks import MNIST_CNN
-from mnist.picture import FORMATS
 from mnist.weights import WeightsError, load_weights, save_weights
 from mnist_utils import FILES, load_split, write_idx
 
@@ -227,7 +226,7 @@ def test_without_images_there_is_nothing_to_go_by(train, test, fault, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no safetensors file", WEIGHTS.read_bytes()])
 def test_another_file_is_no_safetensors_export(content, tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(content)
-    with pytest.raises(WeightsError, match="damaged, or no safetensors export"):
+    with pytest.raises(WeightsError, match="damaged, or not a safetensors export"):
         load_safetensors(tmp_path / "weights.safetensors")
     with pytest.raises(FileNotFoundError):
         load_safetensors(tmp_path / "missing.safetensors")

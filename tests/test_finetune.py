@@ -83,8 +83,8 @@ def tuned(tmp_path_factory, drawings) -> tuple[Path, bytes, str, str]:
 
 
 def accuracy(path: Path, split: Split) -> float:
-    model, facts = load_weights(path)
-    return evaluate(model, *split, mean=facts["mean"], std=facts["std"])[1]
+    model, metadata = load_weights(path)
+    return evaluate(model, *split, mean=metadata["mean"], std=metadata["std"])[1]
 
 
 def test_another_hand_is_learned_and_mnist_is_kept_as_it_is_printed(tuned, drawings):
@@ -161,8 +161,9 @@ NOTHING = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
     ({"train": (IMAGES[:3], LABELS[:2])}, [], "holds 3 images, but"),
     ({}, [], "train-images-idx3-ubyte is missing"),
     ({"train": (IMAGES[:3], LABELS[:3])}, ["--model-path", "nowhere/mine.pth"], "nowhere/mine.pth is missing"),
-    ({"train": (IMAGES[:3], LABELS[:3])}, ["--model-path", "my.before.pth"], "cannot name the weights file"),
-    ({"train": (IMAGES[:3], LABELS[:3])}, ["--device", "quantum"], "--device quantum cannot be used here"),
+    ({"train": (IMAGES[:3], LABELS[:3])}, ["--model-path", "my.before.pth"], "cannot be a weights file's name"),
+    ({"train": (IMAGES[:3], LABELS[:3])}, ["--recipe", "fast"], "leave out --recipe and --model"),
+    ({"train": (IMAGES[:3], LABELS[:3])}, ["--device", "quantum"], "the device quantum cannot be used here"),
 ])
 def test_what_cannot_be_learned_from_is_one_line_and_changes_nothing(splits, arguments, fault, folder, tmp_path):
     export(tmp_path / "faulty", **splits)

@@ -102,15 +102,15 @@ def test_figures_have_their_size_and_something_on_them(figure, made):
 
 
 def test_the_weights_reach_the_accuracy_that_they_state(made):
-    model, facts = load_weights(made / "MNIST-MODEL.pth")
-    _, accuracy = evaluate(model, *load_split("test", ROOT / "dataset"), mean=facts["mean"], std=facts["std"])
-    assert accuracy == pytest.approx(facts["test_accuracy"], abs=2e-4)  # another processor may round otherwise
-    assert facts["test_accuracy"] >= 0.992
+    model, metadata = load_weights(made / "MNIST-MODEL.pth")
+    _, accuracy = evaluate(model, *load_split("test", ROOT / "dataset"), mean=metadata["mean"], std=metadata["std"])
+    assert accuracy == pytest.approx(metadata["test_accuracy"], abs=2e-4)  # another processor may round otherwise
+    assert metadata["test_accuracy"] >= 0.992
 
 
 def test_notebooks_and_weights_state_one_accuracy():
-    _, facts = load_weights(ROOT / "MNIST-MODEL.pth")
-    stated = f"{facts['test_accuracy']:.2%}"
+    _, metadata = load_weights(ROOT / "MNIST-MODEL.pth")
+    stated = f"{metadata['test_accuracy']:.2%}"
     assert f"test accuracy {stated}" in (ROOT / "workspace.ipynb").read_text("utf-8")
     assert f"{stated} of the test images right" in (ROOT / "playground.ipynb").read_text("utf-8")
 
@@ -144,16 +144,17 @@ def test_papermill_sets_parameters_data_and_folders(tmp_path, monkeypatch):
     (tmp_path / "classes.txt").write_text("\n".join(names), "utf-8")
     settings = {"DATASET": str(tmp_path), "MODEL_PATH": str(tmp_path / "weights" / "small.pth"),
                 "FIGURES": str(tmp_path / "pictures")}
-    training = {"EPOCHS": 4, "BATCH_SIZE": 50, "SEED": 7}
-    for name, parameters in (("workspace", settings | training), ("playground", settings)):
+    training = {"EPOCHS": 4, "BATCH_SIZE": 50, "SEED": 7, "VALIDATION": 100}
+    for name, parameters in (("workspace", settings | training), ("playground", settings | {"FOLLOWED": 402})):
         papermill.execute_notebook(ROOT / f"{name}.ipynb", tmp_path / f"{name}.ipynb", parameters, **PAPERMILL)
-    _, facts = load_weights(tmp_path / "weights" / "small.pth")
-    assert facts["training"]["epochs"] == 4 and facts["training"]["seed"] == 7
+    _, metadata = load_weights(tmp_path / "weights" / "small.pth")
+    assert metadata["training"]["epochs"] == 4 and metadata["training"]["seed"] == 7
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(FIGURES)
     assert not (tmp_path / "unused").exists()
     shown = (tmp_path / "workspace.ipynb").read_text("utf-8")
     assert ", ".join(names) in shown and all(f"  {name} " in shown for name in names)
-    assert "1,167 images to train on, 233 to validate on" in shown
+    assert "1,300 images to train on, 100 to validate on" in shown
+    assert "test image 5 is read as" in (tmp_path / "playground.ipynb").read_text("utf-8")
 
 
 def test_a_playground_without_weights_says_what_to_do(tmp_path):

@@ -244,7 +244,7 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):
     page.get_by_role("button", name="Clear").locator("visible=true").click()
     expect(page.locator("#upload")).to_contain_text("Click to Upload")
     upload(page, tmp_path / "x.png")
-    expect(page.get_by_text("the file is no picture of a kind that can be read: PNG, JPEG, ")).to_be_visible()
+    expect(page.get_by_text("the file is not a supported image file: PNG, JPEG, ")).to_be_visible()
     expect(page.locator("#seen")).not_to_contain_text("Read:")
 
 

@@ -214,10 +214,10 @@ BAD = {
     "not there": ("nowhere.png", "does not exist"),
     "a folder": (".", "is a folder"),
     "a long name": ("data:" + "a" * 5000, "damaged|does not exist"),
-    "much noise": (np.random.default_rng(0).random((1000, 1000)) > 0.9, "separate marks"),
-    "many dots": (np.kron(np.ones((60, 60)), np.pad(np.ones((6, 6)), 5)), "separate marks"),
+    "much noise": (np.random.default_rng(0).random((1000, 1000)) > 0.9, "separate strokes"),
+    "many dots": (np.kron(np.ones((60, 60)), np.pad(np.ones((6, 6)), 5)), "separate strokes"),
     "three arrays": (np.zeros((3, 28, 28)), "predict_many"),
-    "text": (b"a letter to a friend", "no picture of a kind that can be read"),
+    "text": (b"a letter to a friend", "not a supported image file"),
     "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture of a kind"),
     "nothing": (b"", "no picture of a kind"),
     "half a JPEG": (encoded(Image.fromarray(drawn(side=600)), "JPEG")[:2000], "truncated or damaged"),
@@ -272,7 +272,7 @@ def test_blank_paper_is_blank_however_it_is_lit():
             prepared = prepare(photo)
             blank.append(prepared.picture is None or prepared.cut_off)  # a shadow's corner runs out of the picture
         except PictureError as error:  # of grain alone
-            blank.append("separate marks" in str(error))
+            blank.append("separate strokes" in str(error))
     assert np.mean(blank) > 0.7  # tests/test_predict.py sees to what a shadow leaves
 
 

@@ -44,7 +44,7 @@ def accuracy(predictor: MNISTPredictor, draw, count: int, seed: int = 0) -> tupl
 
 def test_mnist_s_own_images_are_read_as_by_the_network_alone(predictor):
     results = predictor.predict_many(IMAGES)
-    scores = predict(predictor.model, IMAGES, mean=predictor.facts["mean"], std=predictor.facts["std"])
+    scores = predict(predictor.model, IMAGES, mean=predictor.metadata["mean"], std=predictor.metadata["std"])
     assert [result.digit for result in results] == scores.argmax(1).tolist()
     assert np.mean([result.digit == label for result, label in zip(results, LABELS)]) > 0.992
     trusted = [index for index, result in enumerate(results) if result.trusted]
@@ -148,7 +148,7 @@ def test_paper_without_a_digit_gives_no_trusted_one(predictor):
         try:
             assert not predictor.predict(photo).trusted
         except PictureError as error:
-            assert "separate marks" in str(error)
+            assert "separate strokes" in str(error)
 
 
 @pytest.mark.parametrize("blank", [np.zeros((28, 28)), np.ones((100, 80)), Image.new("RGBA", (50, 50))])
@@ -159,7 +159,7 @@ def test_a_blank_picture_has_no_digit(predictor, blank):
 
 
 def test_a_doubtful_digit_names_the_other_one(predictor):
-    unsure = [result for result in predictor.predict_many(IMAGES) if result.reason.startswith("unsure")]
+    unsure = [result for result in predictor.predict_many(IMAGES) if result.reason.startswith("low confidence")]
     assert unsure
     for result in unsure:
         second = int(result.probabilities.argsort()[-2])
@@ -168,16 +168,16 @@ def test_a_doubtful_digit_names_the_other_one(predictor):
 
 def test_calibration_brings_confidence_to_accuracy(predictor):
     """Measured on images that calibration has not seen."""
-    temperature = predictor.facts["temperature"]
-    scores = predict(predictor.model, IMAGES, mean=predictor.facts["mean"], std=predictor.facts["std"])
+    temperature = predictor.metadata["temperature"]
+    scores = predict(predictor.model, IMAGES, mean=predictor.metadata["mean"], std=predictor.metadata["std"])
     confidence = (scores / temperature).softmax(1).amax(1).mean().item()
     assert confidence == pytest.approx(np.mean(scores.argmax(1).numpy() == LABELS), abs=0.004)
 
 
 def test_calibration_repeats_itself_and_rejects_few_digits(tmp_path):
-    model, facts = load_weights(ROOT / "MNIST-MODEL.pth")
+    model, metadata = load_weights(ROOT / "MNIST-MODEL.pth")
     part, rest = (IMAGES[:3000], LABELS[:3000]), (IMAGES[3000:6000], LABELS[3000:6000])
-    options = {"mean": facts["mean"], "std": facts["std"]}
+    options = {"mean": metadata["mean"], "std": metadata["std"]}
     one, two = (calibrate(model, part, rest, **options) for _ in range(2))
     assert one["temperature"] == two["temperature"] and torch.equal(one["ood"]["weights"], two["ood"]["weights"])
     louder = copy.deepcopy(model)
@@ -187,7 +187,7 @@ def test_calibration_repeats_itself_and_rejects_few_digits(tmp_path):
     assert calibrate(louder, part, rest, **options)["temperature"] == pytest.approx(3 * one["temperature"], rel=0.01)
     save_weights(tmp_path / "calibrated.pth", model, **options, **one)
     results = MNISTPredictor(tmp_path / "calibrated.pth").predict_many(IMAGES[6000:])
-    assert 0.002 < np.mean(["no single digit" in result.reason for result in results]) < 0.03
+    assert 0.002 < np.mean(["out of distribution" in result.reason for result in results]) < 0.03
 
 
 def test_any_data_set_can_be_calibrated():
@@ -250,7 +250,7 @@ def test_weights_without_calibration_serve_as_well(tmp_path):
     torch.manual_seed(0)
     save_weights(tmp_path / "plain.pth", MNIST_CNN(), mean=0.13, std=0.31)
     result = MNISTPredictor(tmp_path / "plain.pth").predict(IMAGES[0])
-    assert 0 < result.confidence < 0.5 and result.reason.startswith("unsure")
+    assert 0 < result.confidence < 0.5 and result.reason.startswith("low confidence")
 
 
 # on the command line
@@ -272,7 +272,7 @@ def test_files_are_read_and_a_bad_one_does_not_stop_the_rest(files, predictor, o
     seven, three = printed.out.splitlines()
     assert seven.startswith(f"{files[0]}\t7\t") and seven.endswith("%")
     assert three.startswith(f"{files[2]}\t721\t") and three.endswith("%")
-    assert printed.err == f"run_model.py: {files[1]} is no picture of a kind that can be read: " \
+    assert printed.err == f"run_model.py: {files[1]} is not a supported image file: " \
                           "PNG, JPEG, GIF, BMP, TIFF, WEBP, PPM\n"
     assert run_model.main([*arguments, "--json"]) == 1
     answers = json.loads(capsys.readouterr().out)
@@ -289,4 +289,4 @@ def test_a_picture_s_name_is_enough_to_read_it(files, output, capsys):
 def test_files_and_the_mode_that_reads_them_go_together(capsys):
     for arguments in (["--mode", "predict"], ["--mode", "train", "seven.png"]):
         assert run_model.main(arguments) == 2
-        assert "go together" in capsys.readouterr().err
+        assert "--mode predict needs at least one FILE" in capsys.readouterr().err

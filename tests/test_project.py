@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 CARD = {"torch", "torchvision", "numpy", "matplotlib", "scikit-learn", "tqdm", "torchinfo", "torchviz", "jupyterlab",
-        "nbval"}
+        "nbval", "ipywidgets"}
 
 
 # the map in CONTRIBUTING.md

@@ -133,9 +133,24 @@ def test_a_finished_training_resumes_to_its_end_at_once(tmp_path):
 def test_a_checkpoint_of_another_training_is_refused(change, fault, tmp_path):
     next(run(tmp_path / "checkpoint")[1])
     before = (tmp_path / "checkpoint").read_bytes()
-    with pytest.raises(WeightsError, match=f"belongs to another training \\({fault}"):
+    with pytest.raises(WeightsError, match=f"belongs to another training run \\({fault}"):
         next(run(tmp_path / "checkpoint", resume=True, **change)[1])
     assert (tmp_path / "checkpoint").read_bytes() == before
+
+
+def test_a_checkpoint_with_the_former_name_of_hard_examples_still_resumes(tmp_path):
+    options = {"epochs": 4, "hard_examples": 0.4}
+    whole, epochs = run(**options)
+    history = outcome(epochs)
+    _, epochs = run(tmp_path / "checkpoint", **options)
+    next(epochs)
+    content = read_checkpoint(tmp_path / "checkpoint")
+    content["recipe"]["hardest"] = content["recipe"].pop("hard_examples")
+    for epoch in content["history"]:
+        del epoch["learning_rates"]  # which former checkpoints lack
+    torch.save(content, tmp_path / "checkpoint")
+    resumed, epochs = run(tmp_path / "checkpoint", resume=True, **options)
+    assert outcome(epochs) == history and torch.equal(weights_of(resumed), weights_of(whole))
 
 
 def test_other_data_is_another_training(tmp_path):

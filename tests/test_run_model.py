@@ -72,12 +72,12 @@ def test_train_and_test_leave_weights_that_state_what_is_printed(data, folder, c
     printed = capsys.readouterr()
     assert re.fullmatch(r"(epoch \d of 3: training loss \S+, validation loss \S+, validation accuracy .+%, .+ s\n){3}",
                         printed.err)  # no terminal here: plain lines, as a log file wants them
-    _, facts = load_weights(folder / "MNIST-MODEL.pth")
-    assert facts["test_accuracy"] > 0.9 and facts["training"]["epochs"] == 3
+    _, metadata = load_weights(folder / "MNIST-MODEL.pth")
+    assert metadata["test_accuracy"] > 0.9 and metadata["training"]["epochs"] == 3
     lines = printed.out.splitlines()
-    assert lines[0].startswith(f"test accuracy {facts['test_accuracy']:.2%} after epoch ")
-    assert lines[2].startswith(f"test accuracy {facts['test_accuracy']:.2%}: ")
-    assert re.search(r"accuracy +" + f"{facts['test_accuracy']:.4f}", printed.out)
+    assert lines[0].startswith(f"test accuracy {metadata['test_accuracy']:.2%} after epoch ")
+    assert lines[2].startswith(f"test accuracy {metadata['test_accuracy']:.2%}: ")
+    assert re.search(r"accuracy +" + f"{metadata['test_accuracy']:.4f}", printed.out)
     picture = Image.open(folder / "figures" / "test_predictions.png")
     assert picture.width > 1000 and picture.height > 200
     assert {path.name for path in folder.iterdir()} == {
@@ -99,19 +99,19 @@ def test_classes_have_their_names(data, folder, tmp_path_factory, capsys):
 @pytest.mark.skipif(not FASHION.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_fashion_mnist_is_learned_as_it_comes(folder):
     assert run_model.main(["--data", str(FASHION), "--epochs", "1", "--mode", "train", "--model", "MNIST_CNN"]) == 0
-    _, facts = load_weights(folder / "MNIST-MODEL.pth")
-    assert facts["test_accuracy"] > 0.75 and facts["mean"] == pytest.approx(0.286, abs=0.001)
+    _, metadata = load_weights(folder / "MNIST-MODEL.pth")
+    assert metadata["test_accuracy"] > 0.75 and metadata["mean"] == pytest.approx(0.286, abs=0.001)
 
 
 def test_the_best_epoch_is_the_one_with_the_highest_validation_accuracy(data, folder):
     assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "4", "--learning-rate", "0.03"]) == 0
     history = read_checkpoint(folder / "MNIST-MODEL.checkpoint")["history"]
-    model, facts = load_weights(folder / "MNIST-MODEL.pth")
-    assert facts["val_accuracy"] == max(epoch["val_accuracy"] for epoch in history)
+    model, metadata = load_weights(folder / "MNIST-MODEL.pth")
+    assert metadata["val_accuracy"] == max(epoch["val_accuracy"] for epoch in history)
     images, labels = load_split("train", data)
     _, val_images, _, val_labels = train_test_split(images, labels, test_size=500, stratify=labels, random_state=0)
-    _, accuracy = evaluate(model, val_images, val_labels, mean=facts["mean"], std=facts["std"])
-    assert accuracy == pytest.approx(facts["val_accuracy"])
+    _, accuracy = evaluate(model, val_images, val_labels, mean=metadata["mean"], std=metadata["std"])
+    assert accuracy == pytest.approx(metadata["val_accuracy"])
 
 
 def test_every_switch_reaches_the_training(data, folder):
@@ -150,10 +150,10 @@ def test_a_recipe_sets_what_no_option_does(data, folder):
     (["--learning-rate", "nan"], "--learning-rate"),
     (["--hard-examples", "2"], "--hard-examples: must be at most 1, not 2"),
     (["--seed", "-1"], "--seed: must be a whole number from 0"),
-    (["--model-path", "tests"], "--model-path tests cannot name the weights file"),
+    (["--model-path", "tests"], "tests cannot be a weights file's name"),
     (["--mode", "guess"], "--mode: invalid choice"),
     (["--model", "ResNet"], "--model: invalid choice"),
-    (["--device", "quantum"], "--device quantum cannot be used here"),
+    (["--device", "quantum"], "the device quantum cannot be used here"),
     (["--data", "nowhere"], "train-images-idx3-ubyte is missing"),
     (["--resume"], "there is no training to resume"),
     (["--mode", "test"], "is missing: run workspace.ipynb"),
@@ -183,10 +183,20 @@ def test_a_training_that_fails_leaves_the_weights_as_they_were(data, folder, cap
 def test_a_training_that_learns_nothing_says_so_and_leaves_the_weights_as_they_were(data, folder, capsys):
     (folder / "MNIST-MODEL.pth").write_bytes(b"former weights")
     assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "1", "--learning-rate", "100"]) == 2
-    assert re.search(r"it learned nothing: .+% of the validation images are right, and always answering the most "
-                     r"frequent class gets .+%; no weights were saved: try a learning rate below 100\n",
-                     capsys.readouterr().err)
+    assert re.search(r"the network learned nothing: its validation accuracy of .+% is not above .+%, the share of the "
+                     r"most frequent class; no weights were saved: train for more epochs, or with a learning rate "
+                     r"below 100\n", capsys.readouterr().err)
     assert (folder / "MNIST-MODEL.pth").read_bytes() == b"former weights"
+
+
+def test_a_log_that_cannot_be_written_leaves_the_checkpoint_where_it_is(data, folder):
+    assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "1"]) == 0
+    before = (folder / "MNIST-MODEL.checkpoint").read_bytes()
+    (folder / "log").write_text("a file where a folder should be")
+    assert run_model.main(["--mode", "train", "--data", str(data), "--epochs", "1", "--log-dir",
+                           str(folder / "log")]) == 2
+    assert (folder / "MNIST-MODEL.checkpoint").read_bytes() == before
+    assert not (folder / "MNIST-MODEL.old.checkpoint").exists()
 
 
 def test_the_figure_of_a_test_is_beside_the_weights(data, folder, tmp_path_factory, capsys):

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score
 import mnist.study
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import evaluate, predict
-from mnist.recipes import Recipe
+from mnist.recipes import StudyRecipe
 from mnist.study import interval_of_mean, study, train_one, uci_digits, weights_path
 from mnist.train import train
 from mnist.weights import WeightsError, load_weights
@@ -36,8 +36,8 @@ def test_the_interval_of_a_mean():
 
 
 def test_digits_of_other_people_look_like_mnist():
-    model, facts = load_weights(ROOT / "MNIST-MODEL.pth")
-    scale = {"mean": facts["mean"], "std": facts["std"]}
+    model, metadata = load_weights(ROOT / "MNIST-MODEL.pth")
+    scale = {"mean": metadata["mean"], "std": metadata["std"]}
     images, labels = uci_digits()
     assert images.shape == (1797, 28, 28) and images.dtype == np.uint8 and labels.shape == (1797,)
     assert (images.max((1, 2)) == 255).all() and images[:, [0, 1, -2, -1]].any((1, 2)).mean() < 0.05
@@ -56,9 +56,9 @@ def little(tmp_path_factory) -> str:
 
 
 def test_a_whole_study_on_a_little_data(little, tmp_path):
-    recipes = {"SixConv": Recipe("SixConv", 4, 1e-2, bfloat16=True, seeds=2),
-               "few": Recipe("MNIST_CNN", 1, 4e-3, images=50, seeds=2),
-               "MNIST_CNN distilled": Recipe("MNIST_CNN", 3, 1e-2, augment=False, teachers="SixConv", copies=2,
+    recipes = {"SixConv": StudyRecipe("SixConv", 4, 1e-2, bfloat16=True, seeds=2),
+               "few": StudyRecipe("MNIST_CNN", 1, 4e-3, images=50, seeds=2),
+               "MNIST_CNN distilled": StudyRecipe("MNIST_CNN", 3, 1e-2, augment=False, teachers="SixConv", copies=2,
                                              batch_norm=True, corrupted=True, seeds=2)}
     first = study(tmp_path / "study", little, recipes, processes=2)
     written = json.loads((tmp_path / "study" / "study.json").read_text("utf-8"))
@@ -68,10 +68,10 @@ def test_a_whole_study_on_a_little_data(little, tmp_path):
         accuracies = [row["accuracy"] for row in result["seeds"]]
         assert result["accuracy"] == pytest.approx(np.mean(accuracies)) and result["interval"][0] <= result["accuracy"]
         for seed, accuracy in enumerate(accuracies):
-            model, facts = load_weights(weights_path(name, seed, tmp_path / "study"))
-            scores = predict(model, IMAGES[:300], mean=facts["mean"], std=facts["std"])
+            model, metadata = load_weights(weights_path(name, seed, tmp_path / "study"))
+            scores = predict(model, IMAGES[:300], mean=metadata["mean"], std=metadata["std"])
             assert accuracy == accuracy_score(LABELS[:300], scores.argmax(1))
-            assert type(model).__name__ == recipe.network and "temperature" in facts
+            assert type(model).__name__ == recipe.network and "temperature" in metadata
     assert written["results"]["SixConv"]["accuracy"] > 0.5
     assert written["results"]["MNIST_CNN distilled"]["accuracy"] > 0.3
     row = written["results"]["MNIST_CNN distilled"]["seeds"][0]
@@ -97,18 +97,18 @@ def test_a_whole_study_on_a_little_data(little, tmp_path):
 def test_the_committed_weights_do_what_the_committed_evidence_says(name, evidence):
     result = evidence[name]
     for row in result["seeds"]:
-        model, facts = load_weights(weights_path(name, row["seed"], ROOT / "study"))
+        model, metadata = load_weights(weights_path(name, row["seed"], ROOT / "study"))
         assert sum(weight.numel() for weight in model.parameters()) == result["parameters"]
-        accuracy = evaluate(model, IMAGES, LABELS, mean=facts["mean"], std=facts["std"])[1]
+        accuracy = evaluate(model, IMAGES, LABELS, mean=metadata["mean"], std=metadata["std"])[1]
         assert accuracy == pytest.approx(row["accuracy"], abs=1e-4)  # one image, where another processor rounds
-        scale = {"mean": facts["mean"], "std": facts["std"]}
+        scale = {"mean": metadata["mean"], "std": metadata["std"]}
         smaller = evaluate(model, corrupt(IMAGES[:1000], "scale"), LABELS[:1000], **scale)[1]
         assert smaller == pytest.approx(row["corruptions"]["scale"], abs=0.03)
 
 
 def test_learning_goes_on_from_a_whole_epoch(little, tmp_path, monkeypatch):
-    recipe = Recipe("MNIST_CNN", 3, 4e-3, images=40, batch_norm=True)
-    monkeypatch.setattr(mnist.study, "EPOCH", 300)
+    recipe = StudyRecipe("MNIST_CNN", 3, 4e-3, images=40, batch_norm=True)
+    monkeypatch.setattr(mnist.study, "IMAGES_PER_PASS", 300)
     train_one("whole", recipe, 0, tmp_path, little)
 
     def stopped(*arguments, **options):
@@ -131,7 +131,7 @@ def test_learning_goes_on_from_a_whole_epoch(little, tmp_path, monkeypatch):
 
 def test_the_first_failure_ends_the_study(tmp_path, capfd):
     begun = time.monotonic()
-    recipes = {f"{number}": Recipe("MNIST_CNN", 12, 4e-3) for number in range(50)}
+    recipes = {f"{number}": StudyRecipe("MNIST_CNN", 12, 4e-3) for number in range(50)}
     with pytest.raises(FileNotFoundError, match="is missing"):
         study(tmp_path / "study", str(tmp_path), recipes)
     assert time.monotonic() - begun < 60 and not list((tmp_path / "study").iterdir())

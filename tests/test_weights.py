@@ -26,8 +26,8 @@ def weights(tmp_path) -> Path:
 def test_weights_and_facts_come_back(weights):
     torch.manual_seed(0)
     original = MNIST_CNN()
-    model, facts = load_weights(weights)
-    assert facts == {"architecture": "MNIST_CNN", "mean": 0.25, "std": 0.5, **FACTS}
+    model, metadata = load_weights(weights)
+    assert metadata == {"architecture": "MNIST_CNN", "mean": 0.25, "std": 0.5, **FACTS}
     assert not model.training
     for name, tensor in original.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
@@ -40,9 +40,9 @@ def test_a_network_s_weights_come_back_whatever_its_name(tmp_path):
         for _ in range(2):
             model(torch.randn(8, 1, 28, 28))  # moves what batch norm remembers
         save_weights(tmp_path / f"{name}.pth", model, mean=0.25, std=0.5)
-        loaded, facts = load_weights(tmp_path / f"{name}.pth")
+        loaded, metadata = load_weights(tmp_path / f"{name}.pth")
         image = torch.randn(3, 1, 28, 28)
-        assert facts["architecture"] == name and torch.equal(loaded(image), model.eval()(image))
+        assert metadata["architecture"] == name and torch.equal(loaded(image), model.eval()(image))
 
 
 def test_the_file_opens_without_this_project(weights):
@@ -71,8 +71,8 @@ def test_what_could_not_be_loaded_is_not_saved_and_the_old_file_stays(model, opt
 
 def test_facts_cannot_replace_the_weights(weights):
     save_weights(weights, MNIST_CNN(), mean=0, std=1, weights={}, architecture="other")
-    _, facts = load_weights(weights)
-    assert facts == {"architecture": "MNIST_CNN", "mean": 0.0, "std": 1.0}
+    _, metadata = load_weights(weights)
+    assert metadata == {"architecture": "MNIST_CNN", "mean": 0.0, "std": 1.0}
 
 
 def test_loading_draws_no_random_numbers(weights):
@@ -161,6 +161,6 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(weights):
 def test_a_file_with_the_former_names_still_loads(weights):
     content, calibration = torch.load(weights, weights_only=True), {"weights": torch.arange(3.0), "limit": 1.5}
     torch.save(content | {"doubt": calibration}, weights)
-    _, facts = load_weights(weights)
-    assert facts["ood"]["threshold"] == 1.5 and torch.equal(facts["ood"]["weights"], calibration["weights"])
-    assert "doubt" not in facts
+    _, metadata = load_weights(weights)
+    assert metadata["ood"]["threshold"] == 1.5 and torch.equal(metadata["ood"]["weights"], calibration["weights"])
+    assert "doubt" not in metadata

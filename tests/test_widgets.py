@@ -33,4 +33,4 @@ def test_one_digit_and_one_that_is_not_to_be_trusted(capsys):
 
 def test_what_is_no_picture_is_one_line(capsys):
     assert printed("notes.txt", b"not a picture", capsys) == \
-        "notes.txt: the picture is no picture of a kind that can be read: PNG, JPEG, GIF, BMP, TIFF, WEBP, PPM\n"
+        "notes.txt: the picture is not a supported image file: PNG, JPEG, GIF, BMP, TIFF, WEBP, PPM\n"
