@@ -249,8 +249,8 @@ def test_the_command_line_says_what_it_wrote_and_nothing_else(format, name, data
     written, compared = printed.out.splitlines()
     path = tmp_path / name
     assert written.startswith(f"{path}: {path.stat().st_size:,} bytes; in: ") and "grey levels" in written
-    assert re.fullmatch(r"compared with the network on 300 test images: \d digits differ, probabilities by \S+ at "
-                        r"most; accuracy \d+\.\d\d%, the network's \d+\.\d\d%", compared)
+    assert re.fullmatch(r"compared with the network on 300 test images: \d digits differ, probabilities differ by at "
+                        r"most \S+; accuracy \d+\.\d\d%, the network's \d+\.\d\d%", compared)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "my.pth"])
 
 

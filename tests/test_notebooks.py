@@ -26,7 +26,7 @@ from mnist_utils import FILES, load_split, write_idx
 
 ROOT = Path(__file__).parents[1]
 PAPERMILL = {"cwd": ROOT, "kernel_name": "python3", "progress_bar": False}
-FIGURES = {"loss.png": (1350, 525), "confusion.png": (900, 780), "pred.png": (1350, 759),
+FIGURES = {"loss.png": (1350, 525), "confusion.png": (900, 780), "pred.png": (1350, 677),
            "mnist_cnn_graph.png": (655, 930), "steps.png": (1350, 330)}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|tmp|work|mnt|Users|usr|opt|var)/|\b[A-Z]:\\|~/")
 

@@ -277,7 +277,8 @@ def test_files_are_read_and_a_bad_one_does_not_stop_the_rest(files, predictor, o
     assert run_model.main([*arguments, "--json"]) == 1
     answers = json.loads(capsys.readouterr().out)
     assert [answer.get("digit") for answer in answers] == [7, None, None]
-    assert "no picture" in answers[1]["error"] and [digit["digit"] for digit in answers[2]["digits"]] == [7, 2, 1]
+    assert "not a supported image" in answers[1]["error"]
+    assert [digit["digit"] for digit in answers[2]["digits"]] == [7, 2, 1]
     assert run_model.main(["--mode", "predict", files[0], "--model-path", str(output / "MNIST-MODEL.pth")]) == 0
 
 

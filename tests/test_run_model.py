@@ -131,7 +131,7 @@ def test_the_defaults_are_the_notebook_s():
     settings = {node.targets[0].id: node.value.value for node in ast.parse(cell.source).body
                 if isinstance(node.value, ast.Constant)}
     defaults = run_model.parser().parse_args([])
-    recipe = RECIPES[defaults.recipe]
+    recipe = RECIPES[defaults.recipe or "notebook"]
     assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, defaults.seed, defaults.data) == (
         settings["EPOCHS"], settings["BATCH_SIZE"], settings["LEARNING_RATE"], settings["SEED"], settings["DATASET"])
 
@@ -208,8 +208,9 @@ def test_the_figure_of_a_test_is_beside_the_weights(data, folder, tmp_path_facto
 
 
 def test_a_terminal_shows_bars(data, folder):
-    pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
+    pty, termios = (pytest.importorskip(name, reason="Windows has no pseudo-terminals") for name in ("pty", "termios"))
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))  # a new one has no columns at all
     process, shown = start("--mode", "train", "--data", data, "--epochs", "20", terminal=theirs), b""
     os.close(theirs)
     with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # how Linux says that it is closed
