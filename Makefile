@@ -6,6 +6,7 @@
 #              there are as many cores, and 16 GB of memory), and store the report study/evidence.ipynb
 # make bench   measure the speed of training, exports and page, and how well handwriting is read
 #              (twenty minutes; leave the machine alone meanwhile)
+# make fuzz    mutate every kind of file for SECONDS each (default 10), and see what is read
 # make lock    write the versions of all packages to constraints.txt, after a change of pyproject.toml
 # Another Python than python3: make PYTHON=python3.12
 
@@ -18,10 +19,11 @@ BIN := .venv/bin
 endif
 READY := .venv/ready
 PROCESSES ?= 1
+SECONDS ?= 10
 NOTEBOOKS := workspace.ipynb playground.ipynb study/evidence.ipynb
 export PYTHONPATH := .
 
-.PHONY: run store test bench study lab app lock
+.PHONY: run store test bench study fuzz lab app lock
 
 run: $(READY)
 	$(BIN)/python tests/run_notebooks.py --output output $(NOTEBOOKS)
@@ -41,6 +43,9 @@ bench: $(READY)
 study: $(READY)
 	$(BIN)/python -m mnist.study --processes $(PROCESSES)
 	$(BIN)/python tests/run_notebooks.py study/evidence.ipynb
+
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS)
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab workspace.ipynb

@@ -18,7 +18,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,12 @@ DEFLATE_MAX_RATIO = 1032  # zlib's technical notes: no stream expands by more
 FILES = {
     "train": ("train/train-images-idx3-ubyte", "train/train-labels-idx1-ubyte"),
     "test": ("test/t10k-images-idx3-ubyte", "test/t10k-labels-idx1-ubyte"),
+}
+PUBLISHED = {  # the SHA-256 of MNIST's files, unzipped
+    "train/train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train/train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "test/t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "test/t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 CLASSES = 10
 IMAGE_SHAPE = (28, 28)
@@ -207,6 +213,18 @@ def digest(*arrays: np.ndarray) -> str:
     for array in arrays:
         sha256.update(np.ascontiguousarray(array).data)
     return sha256.hexdigest()
+
+
+def is_published(root: str | os.PathLike[str] = "dataset") -> bool:
+    """Whether the four files of a data set are MNIST's published ones, by their SHA-256.
+
+    Raises FileNotFoundError for a missing file, OSError if one cannot be read.
+    """
+    for name, expected in PUBLISHED.items():
+        with open_idx(find_idx(root, name)) as stream:
+            if hashlib.file_digest(cast(io.BufferedReader, stream), "sha256").hexdigest() != expected:
+                return False
+    return True
 
 
 def find_idx(root: str | os.PathLike[str], name: str) -> Path:

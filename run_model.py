@@ -22,6 +22,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,7 +47,7 @@ from mnist.predict import MNISTPredictor, Prediction
 from mnist.recipes import FINE_TUNING, RECIPES
 from mnist.runs import TrainingRun, beside, was_trained_on
 from mnist.weights import load_weights
-from mnist_utils import load_classes, load_split
+from mnist_utils import is_published, load_classes, load_split
 
 OUTPUT = Path(os.environ.get("MNIST_OUTPUT", "."))
 MNIST = "dataset"
@@ -193,6 +194,8 @@ def train_model(options: argparse.Namespace, device: torch.device) -> None:
     chosen = training_settings(options, recipe.settings())
     run = TrainingRun(options.network or recipe.network, options.data, options.model_path, seed=options.seed,
                       device=device)
+    if is_first():
+        print(f"data: {data_in_words(options.data, run.data_digest)}", file=sys.stderr, flush=True)
     with ProgressBars(chosen["epochs"]) as bars:
         bars.follow(run.epochs(resume=options.resume, log_dir=options.log_dir, patience=options.early_stopping,
                                batch_bar=bars.batches, **chosen))
@@ -201,6 +204,13 @@ def train_model(options: argparse.Namespace, device: torch.device) -> None:
         for saved in results:
             print(f"test accuracy {saved.test_accuracy:.2%} after epoch {saved.epoch}, "
                   f"{'the best in validation' if saved.is_best else 'the last'}: {saved.path}")
+
+
+def data_in_words(folder: str, digest: str) -> str:
+    """Whether a folder holds the published MNIST, or else the digest of its training data."""
+    if is_published(folder):
+        return "the published files of MNIST"
+    return f"SHA-256 {digest} of the training images and labels, not the published MNIST"
 
 
 def fine_tune(options: argparse.Namespace, device: torch.device) -> None:
@@ -328,6 +338,7 @@ def export_model(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *rest, **more: f"run_model.py: {message}\n"  # without lines of code
     status = main()
     if dist.is_torchelastic_launched():
         sys.stdout.flush()

@@ -1,6 +1,5 @@
 """What a checkpoint holds: everything that changes while a network trains."""
 
-import io
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from mnist.distributed import is_first
 from mnist.files import write_atomically
-from mnist.weights import WeightsError, plain_values
+from mnist.weights import WeightsError, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,10 @@ class TrainingState:
         """Write the checkpoint, in the first process only. Raises OSError if it cannot be written."""
         if not is_first():
             return
-        buffer = io.BytesIO()
-        torch.save({"recipe": self.settings, "history": [asdict(epoch) for epoch in self.history], "best": self.best,
-                    "model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict(),
-                    "schedule": self.schedule.state_dict(), "losses": self.losses,
-                    "generator": self.generator.get_state()}, buffer)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, pack({
+            "recipe": self.settings, "history": [asdict(epoch) for epoch in self.history], "best": self.best,
+            "model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(), "losses": self.losses, "generator": self.generator.get_state()}))
 
     def restore(self, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
         """Take over what `read_checkpoint` returned for `path`. Raises WeightsError if it does not fit."""
@@ -95,7 +92,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} is missing: there is no training to resume")
-    content = plain_values(Path(path).read_bytes(), path)
+    content = unpack(Path(path).read_bytes(), path)
     keys = {"recipe", "history", "best", "model", "optimizer", "schedule", "losses", "generator"}
     if not isinstance(content, dict) or content.keys() != keys or not isinstance(content["recipe"], dict):
         raise WeightsError(f"{path} is not a checkpoint of this project's training")

@@ -11,6 +11,7 @@ safetensors  weights and constants without a program; `load_safetensors` makes a
 
 All but the last hold the whole computation of `Program`. Every file describes itself in its metadata:
 `metadata_props` in ONNX, the extra file metadata.json in pt2 and torchscript, `metadata()` in safetensors.
+Every file also holds a SHA-256 of its own contents, which `check_export` compares.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import warnings
 import zipfile
@@ -47,6 +49,8 @@ CALIBRATION_IMAGES = 500  # from the training set; more made no difference on va
 BATCH = 250
 INT8 = "onnx-int8"
 METADATA = "metadata.json"
+SEAL = re.compile(rb"content-sha256:([0-9a-f]{64})")  # of the file, in which the 64 digits are zeros
+UNSEALED = f"content-sha256:{64 * '0'}"
 PROGRAM = {
     "input": "images: uint8 (N, 28, 28), grey levels from 0 (paper) to 255 (ink)",
     "output": "probabilities: float32 (N, 10), of the digits 0 to 9",
@@ -86,7 +90,7 @@ class Report:
     """What was written, and how it compares with the network on all test images."""
 
     size: int  # bytes
-    metadata: dict[str, str]  # as in the file
+    metadata: dict[str, str]  # as in the file, without its checksum
     images: int
     different: int  # images for which it predicts another digit
     deviation: float  # the largest difference of any probability
@@ -148,9 +152,32 @@ def _make(program: Program, metadata: dict[str, str], format: str, calibration: 
         chosen.save(program, metadata, path)
         if calibration is not None:
             _quantize(path, calibration)
+        data = path.read_bytes()
+        path.write_bytes(data.replace(UNSEALED.encode(), f"content-sha256:{_sha256(data)}".encode()))
+        check_export(path)
         run = chosen.open(path)
         found = [run(images[start:start + BATCH]) for start in range(0, len(images), BATCH)]
         return path.read_bytes(), np.concatenate(found)
+
+
+def check_export(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of an export's contents, compared with the one that the file holds.
+
+    Raises WeightsError for an export that is damaged or holds none, OSError if it cannot be read.
+    """
+    data = Path(path).read_bytes()
+    seal = SEAL.search(data)
+    if not seal:
+        raise WeightsError(f"{path} holds no checksum of its contents: it is damaged, or not a present export of this "
+                           f"project; export it again")
+    digest = seal[1].decode()
+    if _sha256(data.replace(seal[1], 64 * b"0")) != digest:
+        raise WeightsError(f"{path} is damaged: it does not match its checksum; export it again")
+    return digest
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _network_probabilities(program: Program, images: np.ndarray) -> np.ndarray:
@@ -162,7 +189,7 @@ def _network_probabilities(program: Program, images: np.ndarray) -> np.ndarray:
 def _metadata(model_path: str | os.PathLike[str], weights_metadata: dict[str, Any], program: Program,
               format: str) -> dict[str, str]:
     """What one needs to know to use the export; all values are strings."""
-    digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
+    digest = _sha256(Path(model_path).read_bytes())
     metadata = {"model": f"{Path(model_path).name}, SHA-256 {digest}", "architecture": weights_metadata["architecture"],
                 **(WEIGHTS if format == "safetensors" else PROGRAM),
                 "mean": repr(program.mean), "std": repr(program.std), "temperature": repr(program.temperature),
@@ -192,7 +219,7 @@ def _save_onnx(program: Program, metadata: dict[str, str], path: Path) -> None:
     # the exporter records paths of this machine as the origin of each node
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         del part.metadata_props[:]
-    onnx.helper.set_model_props(model, metadata)
+    onnx.helper.set_model_props(model, metadata | {"content": UNSEALED})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
@@ -241,6 +268,8 @@ def _save_pt2(program: Program, metadata: dict[str, str], path: Path) -> None:
     for node in exported.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds paths of this machine
     torch.export.save(exported, path, extra_files={METADATA: json.dumps(metadata)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = UNSEALED.encode()
 
 
 def _save_torchscript(program: Program, metadata: dict[str, str], path: Path) -> None:
@@ -248,13 +277,14 @@ def _save_torchscript(program: Program, metadata: dict[str, str], path: Path) ->
     with _deprecated():
         torch.jit.save(torch.jit.trace(program, _example()), buffer, _extra_files={METADATA: json.dumps(metadata)})
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
+        target.comment = UNSEALED.encode()
         for name in source.namelist():
             if not name.endswith(".debug_pkl"):  # they hold paths of this machine
                 target.writestr(name, source.read(name))
 
 
 def _save_safetensors(program: Program, metadata: dict[str, str], path: Path) -> None:
-    save_file(program.model.state_dict(), path, metadata)
+    save_file(program.model.state_dict(), path, metadata | {"content": UNSEALED})
 
 
 @contextlib.contextmanager
@@ -284,10 +314,11 @@ def _open_torchscript(path: Path) -> Run:
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> Program:
-    """Load a safetensors export as a Program.
+    """Load a safetensors export as a Program, after a comparison of its checksum.
 
     Raises WeightsError for a file that is damaged or no such export, OSError if it cannot be read.
     """
+    check_export(path)
     try:
         with safe_open(path, "pt") as file:
             weights_metadata: dict[str, Any] = file.metadata()

@@ -34,7 +34,10 @@ class SavedWeights:
 
 
 class TrainingRun:
-    """Trains a network on a data set, and keeps its files beside `model_path`."""
+    """Trains a network on a data set, and keeps its files beside `model_path`.
+
+    `data_digest` is the SHA-256 of the training images and labels, which the weights file keeps as well.
+    """
 
     def __init__(self, network: str, data: str | os.PathLike[str], model_path: Path, *, seed: int,
                  device: torch.device) -> None:
@@ -44,6 +47,7 @@ class TrainingRun:
         """
         check_model_path(model_path)
         self.model_path, self.seed = model_path, seed
+        self.data_digest = digest(*load_split("train", data))
         self.train_set, self.val_set, self.mean, self.std = load_training(data, seed)
         self.test_set = load_split("test", data)  # now, so that a missing file shows before the training
         torch.manual_seed(seed)
@@ -76,7 +80,7 @@ class TrainingRun:
                              f"train for more epochs, or with a learning rate below {settings['learning_rate']:g}")
         mean, std = settings.pop("mean"), settings.pop("std")
         model = NETWORKS[settings.pop("network")]()
-        training = settings | {"threads": torch.get_num_threads(), "torch": version("torch")}
+        training = settings | {"data": self.data_digest, "threads": torch.get_num_threads(), "torch": version("torch")}
         saved = []
         for path, weights, epoch in ((self.model_path, stored["best"], best),
                                      (beside(self.model_path, ".final.pth"), stored["model"], history[-1])):

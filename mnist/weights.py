@@ -1,9 +1,17 @@
-"""The weights file: a network's weights, and the metadata that one needs to use them."""
+"""The weights file: a network's weights, and the metadata that one needs to use them.
 
+Weights files and checkpoints are PyTorch archives with a SHA-256 for each of their entries, so that a
+damaged file is refused and never loaded with other contents.
+"""
+
+import hashlib
 import io
 import math
 import os
 import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +22,7 @@ from mnist.files import write_atomically
 from mnist.networks import NETWORKS
 
 WEIGHTS_KEYS = {"architecture", "weights", "mean", "std"}
+CHECKSUMS = "sha256"  # the entry that holds the checksums of all others
 
 
 class WeightsError(ValueError):
@@ -34,13 +43,12 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, /, *, mean: flo
                for name, tensor in model.state_dict().items()}
     own = {"architecture": type(model).__name__, "mean": float(mean), "std": float(std), "weights": weights}
     content = own | metadata | own  # `own` again, so that no other entry can replace what loading relies on
-    buffer = io.BytesIO()
     try:
-        torch.save(content, buffer)
+        data = pack(content)
     except Exception as error:
         raise ValueError(f"{path} was not written: one of its metadata cannot be saved ({error})") from error
-    _parse(plain_values(buffer.getvalue(), path), path)
-    write_atomically(path, buffer.getvalue())
+    _parse(unpack(data, path), path)
+    write_atomically(path, data)
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[nn.Sequential, dict[str, Any]]:
@@ -55,22 +63,94 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[nn.Sequential, dict[str,
         raise FileNotFoundError(f"{path} is missing: run workspace.ipynb, which trains and saves it")
     if Path(path).is_dir():
         raise WeightsError(f"{path} is a directory, not a weights file")
-    return _parse(plain_values(Path(path).read_bytes(), path), path)
+    return _parse(unpack(Path(path).read_bytes(), path), path)
 
 
-def plain_values(data: bytes, path: str | os.PathLike[str]) -> Any:
-    """Undo `torch.save` for bytes that hold tensors and plain values only; error messages name `path`.
+def pack(content: dict[str, Any]) -> bytes:
+    """The bytes of an archive that holds `content`, a dictionary of tensors and plain values, and its checksums."""
+    buffer = io.BytesIO()
+    torch.save(content | {CHECKSUMS: checksums(content)}, buffer)
+    return buffer.getvalue()
 
-    Nothing is executed. Raises WeightsError for damaged bytes, and for bytes that hold anything else.
+
+def unpack(data: bytes, path: str | os.PathLike[str]) -> Any:
+    """What `pack` made `data` of; error messages name `path`.
+
+    Nothing is executed. Raises WeightsError for damaged bytes, and for bytes that hold anything but
+    tensors and plain values. Warns for an archive without checksums, which older versions saved: only
+    the CRC-32 of its parts can then show damage.
     """
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the CRC-32 of each part
+    except Exception as error:  # zipfile raises half a dozen types for damaged files
+        raise WeightsError(f"{path} is truncated, damaged or no weights file at all") from error
+    if damaged:
+        raise WeightsError(f"{path} is damaged: its part {damaged} does not match its checksum; restore the file from "
+                           f"a copy, or train again")
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch raises a dozen types for damaged files
         if isinstance(error, pickle.UnpicklingError) and " GLOBAL " in str(error):
             raise WeightsError(f"{path} holds more than tensors and plain values, so it was not read") from error
         raise WeightsError(f"{path} is truncated, damaged or no weights file at all") from error
+    if isinstance(content, dict) and CHECKSUMS in content:
+        _compare(content.pop(CHECKSUMS), content, path)
+    elif isinstance(content, dict):
+        warnings.warn(f"{path} was saved by an older version, without checksums: damage cannot be ruled out",
+                      stacklevel=3)
+    return content
+
+
+def checksums(content: dict[Any, Any]) -> dict[str, str]:
+    """The SHA-256, in hexadecimal, of each entry of a dictionary and of the dictionaries in it.
+
+    An entry's name is made of its keys, as in "weights.conv1.weight". The checksum covers keys, types,
+    shapes and values.
+    """
+    return {".".join(map(str, keys)): _checksum(keys, value) for keys, value in _entries(content)}
+
+
+def _entries(content: dict[Any, Any], keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _entries(value, (*keys, key))
+        else:
+            yield (*keys, key), value
+
+
+def _checksum(keys: tuple[Any, ...], value: Any) -> str:
+    sha256 = hashlib.sha256(repr(keys).encode())
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            sha256.update(f"{value.dtype} {tuple(value.shape)} {value.layout};".encode())
+            sha256.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, dict | list | tuple):
+            sha256.update(f"{type(value).__name__} {len(value)};".encode())
+            for part in (part for item in value.items() for part in item) if isinstance(value, dict) else value:
+                add(part)
+        else:
+            sha256.update(f"{type(value).__name__} {value!r};".encode())
+
+    add(value)
+    return sha256.hexdigest()
+
+
+def _compare(stored: Any, content: dict[Any, Any], path: str | os.PathLike[str]) -> None:
+    """Raise WeightsError, which names the first entry that differs, if the checksums are not those of `content`."""
+    try:
+        found = checksums(content)
+    except Exception as error:  # what `pack` never writes, a sparse tensor for example
+        raise WeightsError(f"{path} holds entries of an unknown kind") from error
+    if stored == found:
+        return
+    known = stored if isinstance(stored, dict) else {}
+    odd = next((name for name in {**found, **known} if found.get(name) != known.get(name)), "its content")
+    raise WeightsError(f"{path} is damaged: {str(odd).removeprefix('weights.')} does not match its checksum; restore "
+                       f"the file from a copy, or train again")
 
 
 def _parse(content: Any, path: str | os.PathLike[str]) -> tuple[nn.Sequential, dict[str, Any]]:

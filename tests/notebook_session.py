@@ -7,6 +7,7 @@ committed weights. After a run without failures the temporary folder is deleted,
 tests and the programs that they killed have left there. After a failure it stays for a day.
 """
 
+import atexit
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import pytest
 NOTEBOOKS = ["workspace.ipynb", "playground.ipynb", "evidence.ipynb"]
 OUTPUT = "MNIST_OUTPUT"
 DAY = 24 * 3600  # seconds
+FINISHED: list[Path] = []  # folders to delete at the end
 BEFORE = pytest.StashKey[dict[str, str | None]]()
 FOLDER = pytest.StashKey[Path]()
 
@@ -41,7 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        shutil.rmtree(session.config.stash[FOLDER], ignore_errors=True)
+        FINISHED.append(session.config.stash[FOLDER])
+
+
+@atexit.register  # so early that it runs last: multiprocessing deletes a folder of its own in there before
+def delete_finished() -> None:
+    for folder in FINISHED:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -53,7 +61,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if (folder := config.stash[FOLDER]).exists():
+    if (folder := config.stash[FOLDER]) not in FINISHED:
         terminalreporter.write_line(f"temporary files of this run: {folder}")
 
 

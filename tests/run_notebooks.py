@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -88,9 +89,16 @@ def main() -> None:
     if chosen.output:
         chosen.output.mkdir(parents=True, exist_ok=True)
         os.environ["MNIST_OUTPUT"] = str(chosen.output.resolve())
-    for path in chosen.notebooks:
+    with tempfile.TemporaryDirectory(prefix="mnist-notebooks-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder  # what a kernel leaves there when it is stopped at once goes with the folder
+        run_all(chosen.notebooks, chosen.output)
+
+
+def run_all(notebooks: list[Path], output: Path | None) -> None:
+    """Run the notebooks one after the other; the first failure ends the program with a message."""
+    for path in notebooks:
         try:
-            run(path, chosen.output / path.name if chosen.output else path)
+            run(path, output / path.name if output else path)
         except CellExecutionError as error:
             sys.exit(f"{path} was left as it was, because a cell failed:\n{error}")
         except (KeyboardInterrupt, asyncio.CancelledError, DeadKernelError):

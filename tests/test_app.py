@@ -29,7 +29,6 @@ import httpx
 import numpy as np
 import pytest
 import sqlalchemy as sa
-import torch
 from gradio_client import Client, handle_file
 from PIL import Image
 
@@ -39,6 +38,7 @@ from app.store import Store
 from benchmark_page import Person, pictures, walked
 from handwriting import traced
 from mnist.predict import MNISTPredictor
+from mnist.weights import pack
 from mnist_utils import load_split
 from visitor import Site
 
@@ -560,7 +560,7 @@ for arguments, surroundings in json.load(sys.stdin):
 
 def test_what_cannot_be_served_is_said_in_a_sentence(running, output, tmp_path):
     """In one process, because each start takes seconds; none gets as far as to serve."""
-    torch.save({"weights": {}}, tmp_path / "other.pth")
+    (tmp_path / "other.pth").write_bytes(pack({"weights": {}}))
     port, right = str(urlsplit(running.address).port), str(output / "MNIST-MODEL.pth")
     cases = [
         ([], {"APP_USER": "anna", "APP_PASSWORD": ""}, "APP_USER and APP_PASSWORD go together: set both, or neither"),

@@ -1,7 +1,9 @@
 """Exports, loaded by their own runtimes without this project, give what the network gives."""
 
+import hashlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -18,10 +20,11 @@ import torch
 import mnist.export
 import run_model
 from mnist.evaluate import predict
-from mnist.export import FORMATS, INT8, ExportError, Report, export, load_safetensors
+from mnist.export import FORMATS, INT8, ExportError, Report, check_export, export, load_safetensors
 from mnist.networks import MNIST_CNN
 from mnist.weights import WeightsError, load_weights, save_weights
 from mnist_utils import FILES, load_split, write_idx
+from mutation import mutated
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "MNIST-MODEL.pth"
@@ -128,6 +131,7 @@ def test_an_export_alone_gives_what_the_network_gives(format, exports, expected,
     assert accuracy >= (expected.argmax(1) == LABELS).mean() - 0.0005
     assert accuracy == reports[format].accuracy
     metadata = json.loads(done.stdout)
+    metadata.pop("content", None)  # the checksum, where the format has it among these
     assert metadata == reports[format].metadata
     _, facts = load_weights(WEIGHTS)
     for name in ("mean", "std", "test_accuracy"):
@@ -226,10 +230,25 @@ def test_without_images_there_is_nothing_to_go_by(train, test, fault, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no safetensors file", WEIGHTS.read_bytes()])
 def test_another_file_is_no_safetensors_export(content, tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="holds no checksum of its contents"):
+        load_safetensors(tmp_path / "weights.safetensors")
+    digest = hashlib.sha256(content + b"content-sha256:" + 64 * b"0").hexdigest().encode()
+    (tmp_path / "weights.safetensors").write_bytes(content + b"content-sha256:" + digest)
     with pytest.raises(WeightsError, match="damaged, or not a safetensors export"):
         load_safetensors(tmp_path / "weights.safetensors")
     with pytest.raises(FileNotFoundError):
         load_safetensors(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_mutated_export_is_refused(format, exports, tmp_path):
+    data, rng, path = (exports[0] / format).read_bytes(), random.Random(0), tmp_path / "export"
+    path.write_bytes(data)
+    assert check_export(path).encode() in data
+    for _ in range(100):
+        path.write_bytes(mutated(data, rng))
+        with pytest.raises(WeightsError, match=r"is damaged|holds no checksum"):
+            check_export(path)
 
 
 # the command line

@@ -17,7 +17,7 @@ from mnist.evaluate import predict
 from mnist.networks import MNIST_CNN
 from mnist.picture import PictureError, crop, to_mnist
 from mnist.predict import MNISTPredictor
-from mnist.weights import WeightsError, load_weights, save_weights
+from mnist.weights import WeightsError, load_weights, pack, save_weights
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]
@@ -207,7 +207,9 @@ def test_any_data_set_can_be_calibrated():
 ])
 def test_an_unusable_calibration_is_refused(calibration, tmp_path):
     save_weights(tmp_path / "weights.pth", MNIST_CNN(), mean=0.13, std=0.31)
-    torch.save(torch.load(tmp_path / "weights.pth") | calibration, tmp_path / "weights.pth")
+    content = torch.load(tmp_path / "weights.pth")
+    del content["sha256"]
+    (tmp_path / "weights.pth").write_bytes(pack(content | calibration))
     with pytest.raises(WeightsError, match=r"unusable|another network"):
         MNISTPredictor(tmp_path / "weights.pth")
 

@@ -27,7 +27,7 @@ from mnist.recipes import RECIPES
 from mnist.study import FASHION
 from mnist.train import train
 from mnist.weights import load_weights
-from mnist_utils import FILES, load_split, write_idx
+from mnist_utils import FILES, digest, load_split, write_idx
 
 ROOT = Path(__file__).parents[1]
 IMAGES, LABELS = load_split("test", ROOT / "dataset")
@@ -70,10 +70,16 @@ def torchrun(processes: int) -> tuple:
 def test_train_and_test_leave_weights_that_state_what_is_printed(data, folder, capsys):
     assert run_model.main(["--data", str(data), "--epochs", "3", "--test-samples", "7"]) == 0
     printed = capsys.readouterr()
-    assert re.fullmatch(r"(epoch \d of 3: training loss \S+, validation loss \S+, validation accuracy .+%, .+ s\n){3}",
-                        printed.err)  # no terminal here: plain lines, as a log file wants them
+    first, *epochs = printed.err.splitlines()
+    digest_of_data = digest(*load_split("train", data))
+    assert first == f"data: SHA-256 {digest_of_data} of the training images and labels, not the published MNIST"
+    assert len(epochs) == 3  # no terminal here: plain lines, as a log file wants them
+    for number, line in enumerate(epochs, 1):
+        assert re.fullmatch(rf"epoch {number} of 3: training loss \S+, validation loss \S+, validation accuracy .+%, "
+                            r".+ s", line)
     _, metadata = load_weights(folder / "MNIST-MODEL.pth")
     assert metadata["test_accuracy"] > 0.9 and metadata["training"]["epochs"] == 3
+    assert metadata["training"]["data"] == digest_of_data
     lines = printed.out.splitlines()
     assert lines[0].startswith(f"test accuracy {metadata['test_accuracy']:.2%} after epoch ")
     assert lines[2].startswith(f"test accuracy {metadata['test_accuracy']:.2%}: ")

@@ -18,8 +18,10 @@ from torchvision.datasets import MNIST
 
 from mnist_utils import (
     FILES,
+    PUBLISHED,
     IDXError,
     batches,
+    is_published,
     load_classes,
     load_split,
     load_training,
@@ -63,12 +65,24 @@ arrays = st.sampled_from(sorted(CODES)).flatmap(lambda code: st_numpy.arrays(
 # MNIST itself
 
 def test_digests_are_stated_for_all_four_files():
-    assert set(DIGESTS) == {*FILES["train"], *FILES["test"]}
+    assert set(DIGESTS) == {*FILES["train"], *FILES["test"]} and DIGESTS == PUBLISHED
 
 
 @pytest.mark.parametrize("name", DIGESTS)
 def test_the_files_have_the_stated_digests(name):
     assert hashlib.sha256((ROOT / "dataset" / name).read_bytes()).hexdigest() == DIGESTS[name]
+
+
+def test_the_published_files_are_known_gzipped_as_well_and_a_flipped_pixel_is_noticed(tmp_path):
+    assert is_published(ROOT / "dataset")
+    for name in PUBLISHED:
+        data = (ROOT / "dataset" / name).read_bytes()
+        (tmp_path / f"{Path(name).name}.gz").write_bytes(gzip.compress(data, 1))
+    assert is_published(tmp_path)
+    changed = bytearray((ROOT / "dataset" / FILES["test"][0]).read_bytes())
+    changed[123_456] ^= 1
+    (tmp_path / Path(FILES["test"][0]).name).write_bytes(changed)
+    assert not is_published(tmp_path)
 
 
 def test_both_splits_equal_what_torchvision_reads(tmp_path):

@@ -1,8 +1,10 @@
-"""A weights file is loaded whole, or refused."""
+"""A weights file is loaded with what was saved in it, or refused."""
 
 import os
+import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 from mnist.networks import MNIST_CNN, NETWORKS
 from mnist.weights import WeightsError, load_weights, save_weights
+from mutation import mutated
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"training": {"epochs": 1, "rates": [0.1, None]}, "test_accuracy": 0.5}
@@ -130,8 +133,11 @@ def bias(tensor):
 ])
 def test_a_foreign_file_is_refused_and_nothing_in_it_runs(change, fault, weights, monkeypatch):
     monkeypatch.chdir(weights.parent)
-    torch.save(change(torch.load(weights, weights_only=True)), weights)
-    with pytest.raises(WeightsError, match=fault):
+    content = torch.load(weights, weights_only=True)
+    del content["sha256"]  # as an older version would have saved it
+    torch.save(change(content), weights)
+    with pytest.raises(WeightsError, match=fault), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
         load_weights(weights)
     assert not Path("attacked").exists()
 
@@ -160,7 +166,42 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(weights):
 
 def test_a_file_with_the_former_names_still_loads(weights):
     content, calibration = torch.load(weights, weights_only=True), {"weights": torch.arange(3.0), "limit": 1.5}
+    del content["sha256"]
     torch.save(content | {"doubt": calibration}, weights)
-    _, metadata = load_weights(weights)
+    with pytest.warns(UserWarning, match=r"weights\.pth was saved by an older version, without checksums"):
+        _, metadata = load_weights(weights)
     assert metadata["ood"]["threshold"] == 1.5 and torch.equal(metadata["ood"]["weights"], calibration["weights"])
     assert "doubt" not in metadata
+
+
+# damage
+
+def test_no_mutated_file_comes_back_as_something_else(weights):
+    original, metadata = load_weights(weights)
+    data, rng, refused = weights.read_bytes(), random.Random(0), 0
+    for _ in range(1_500):
+        weights.write_bytes(mutated(data, rng))
+        try:
+            with warnings.catch_warnings(action="error"):  # nor is it taken for a file of an older version
+                model, found = load_weights(weights)
+        except WeightsError:
+            refused += 1
+            continue
+        assert found == metadata
+        assert all(map(torch.equal, model.state_dict().values(), original.state_dict().values()))
+    assert refused > 900  # the others have changed bytes that mean nothing, or bytes added
+
+
+@pytest.mark.parametrize("name, change", [
+    ("conv1.weight", lambda content: content["weights"]["conv1.weight"][3].neg_()),
+    ("mean", lambda content: content.update(mean=0.26)),
+    ("training.epochs", lambda content: content["training"].update(epochs=2)),
+    ("extra", lambda content: content.update(extra=1)),
+    ("test_accuracy", lambda content: content.pop("test_accuracy")),
+])
+def test_a_rewritten_archive_is_refused_and_the_entry_named(name, change, weights):
+    content = torch.load(weights, weights_only=True)
+    change(content)
+    torch.save(content, weights)
+    with pytest.raises(WeightsError, match=rf"weights\.pth is damaged: {name} does not match its checksum"):
+        load_weights(weights)
