@@ -34,7 +34,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import classification_report
 from tqdm import tqdm
 
-from mnist.checkpoint import Epoch
+from mnist.checkpoint import Epoch, read_checkpoint
 from mnist.distributed import from_first_process, is_first, pick_device, process_group, rank_and_world
 from mnist.evaluate import predict
 from mnist.export import FORMATS, export
@@ -45,7 +45,7 @@ from mnist.networks import NETWORKS
 from mnist.picture import PictureError
 from mnist.predict import MNISTPredictor, Prediction
 from mnist.recipes import FINE_TUNING, RECIPES
-from mnist.runs import TrainingRun, beside, was_trained_on
+from mnist.runs import TrainingRun, beside, checkpoint_path, was_trained_on
 from mnist.weights import load_weights
 from mnist_utils import is_published, load_classes, load_split
 
@@ -195,6 +195,8 @@ def train_model(options: argparse.Namespace, device: torch.device) -> None:
     run = TrainingRun(options.network or recipe.network, options.data, options.model_path, seed=options.seed,
                       device=device)
     if is_first():
+        if options.resume:
+            read_checkpoint(checkpoint_path(options.model_path))  # a missing one is the only thing to say then
         print(f"data: {data_in_words(options.data, run.data_digest)}", file=sys.stderr, flush=True)
     with ProgressBars(chosen["epochs"]) as bars:
         bars.follow(run.epochs(resume=options.resume, log_dir=options.log_dir, patience=options.early_stopping,

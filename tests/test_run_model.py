@@ -236,7 +236,7 @@ def test_a_folder_that_cannot_be_written_is_named(data, folder, capsys):
     (folder / "taken").write_text("a file where a folder should be")
     path = folder / "taken" / "mine.pth"
     assert run_model.main(["--mode", "train", "--data", str(data), "--model-path", str(path)]) == 2
-    assert re.fullmatch(r"run_model.py: \S+taken\S* cannot be used: .+\n", capsys.readouterr().err)
+    assert re.fullmatch(r"data: .+\nrun_model.py: \S+taken\S* cannot be used: .+\n", capsys.readouterr().err)
 
 
 def test_the_log_holds_scalars_graph_and_images(data, folder):
