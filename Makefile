@@ -39,6 +39,7 @@ bench: $(READY)
 	$(BIN)/python tests/benchmark_inference.py
 	$(BIN)/python tests/benchmark_page.py
 	$(BIN)/python tests/benchmark_handwriting.py
+	$(BIN)/python tests/benchmark_numbers.py
 
 study: $(READY)
 	$(BIN)/python -m mnist.study --processes $(PROCESSES)

@@ -229,6 +229,8 @@ def is_published(root: str | os.PathLike[str] = "dataset") -> bool:
 
 def find_idx(root: str | os.PathLike[str], name: str) -> Path:
     """Find a file of FILES below `root`, or directly in `root`, plain or gzipped; raises FileNotFoundError for none."""
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"there is no folder {root}: name one that is laid out as dataset/ is")
     path = Path(root, name).resolve()
     for folder in (path.parent, Path(root).resolve()):  # some data sets have all four files in one folder
         for candidate in (folder / path.name, folder / f"{path.name}.gz"):

@@ -1,16 +1,17 @@
 """Train, test, use and export the networks of this project from the command line.
 
-    python run_model.py                             train, then test
+    python run_model.py                             train, then test; replaces MNIST-MODEL.pth
     python run_model.py a.png b.jpg                 recognise the digits in pictures
     python run_model.py --mode train --recipe fast  99 % in a few seconds
     python run_model.py --mode train --resume       continue an interrupted training run
     python run_model.py --resume --data FOLDER      fine-tune the weights on your own drawings
-    torchrun --nproc-per-node=2 run_model.py --mode train
+    torchrun --nproc-per-node=2 run_model.py --mode train    train in two processes
     python run_model.py --mode export --format onnx export the network to other runtimes
 
 Training writes NAME.pth (the weights of the best epoch), NAME.final.pth (the last epoch) and
 NAME.checkpoint (for --resume). The previous checkpoint becomes NAME.old.checkpoint.
-With new --data, --resume fine-tunes the weights on it, mixed with MNIST's training images.
+With --data that the checkpoint was not trained on, --resume fine-tunes the weights on it, mixed with
+MNIST's training images.
 NAME.before.pth keeps the previous weights.
 An export is written only after its own runtime has predicted the same digits for all test images
 (onnx-int8: with nearly the same accuracy).

@@ -113,7 +113,7 @@ class MNISTPredictor:
             if prepared.cut_off:
                 reason = "something is cut off at the edge of the picture"
             elif rejected:
-                reason = "out of distribution: it does not look like a single digit"
+                reason = "it does not look like a single digit (out of distribution)"
             elif confidence < MIN_CONFIDENCE:
                 reason = f"low confidence: it may be a {probabilities.argsort()[-2]} as well"
             return Prediction(digit, confidence, probabilities, picture, reason, prepared.notes)

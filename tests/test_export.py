@@ -283,7 +283,7 @@ def test_the_command_line_says_what_it_wrote_and_nothing_else(format, name, data
                  marks=pytest.mark.skipif(os.name == "nt", reason="links are for administrators there")),
     (["--format", "safetensors", "--output", "my.pth/export"], "cannot be used"),
     (["--format", "onnx", "--model-path", "other.pth"], "other.pth is missing"),
-    (["--format", "onnx", "--data", "nowhere"], "t10k-images-idx3-ubyte is missing"),
+    (["--format", "onnx", "--data", "nowhere"], "there is no folder nowhere"),
 ])
 def test_bad_requests_end_in_one_line_and_status_2(arguments, fault, data, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

@@ -159,7 +159,7 @@ NOTHING = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
     ({"train": (IMAGES[:3], LABELS[:3] + 10)}, [], "has the label 17 at index 0: labels run from 0 to 9"),
     ({"train": (IMAGES[:3, :20], LABELS[:3])}, [], "not uint8 images of 28 x 28 pixels"),
     ({"train": (IMAGES[:3], LABELS[:2])}, [], "holds 3 images, but"),
-    ({}, [], "train-images-idx3-ubyte is missing"),
+    ({}, [], "there is no folder"),
     ({"train": (IMAGES[:3], LABELS[:3])}, ["--model-path", "nowhere/mine.pth"], "nowhere/mine.pth is missing"),
     ({"train": (IMAGES[:3], LABELS[:3])}, ["--model-path", "my.before.pth"], "cannot be a weights file's name"),
     ({"train": (IMAGES[:3], LABELS[:3])}, ["--recipe", "fast"], "leave out --recipe and --model"),

@@ -160,7 +160,7 @@ def test_a_recipe_sets_what_no_option_does(data, folder):
     (["--mode", "guess"], "--mode: invalid choice"),
     (["--model", "ResNet"], "--model: invalid choice"),
     (["--device", "quantum"], "the device quantum cannot be used here"),
-    (["--data", "nowhere"], "train-images-idx3-ubyte is missing"),
+    (["--data", "nowhere"], "there is no folder nowhere"),
     (["--resume"], "there is no training to resume"),
     (["--mode", "test"], "is missing: run workspace.ipynb"),
     (["--unknown"], "unrecognized arguments: --unknown"),
