@@ -148,16 +148,16 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("--mode predict needs at least one FILE, and only --mode predict takes any")
         if options.mode == "predict":
             return predict_files(options)
-        if options.mode == "export":
-            export_model(options)
-            return 0
-        device = pick_device(options.device, options.no_cuda)
+        exports = options.mode == "export"
+        device = pick_device(options.device, cpu_only=options.no_cuda or exports)
         with process_group(device):
             if trains:
                 fine_tuning = options.resume and from_first_process(lambda: needs_fine_tuning(options))
                 (fine_tune if fine_tuning else train_model)(options, device)
             if options.mode in ("test", "both") and is_first() and not fine_tuning:
                 test_model(options, device)
+            if exports and is_first():
+                export_model(options)
     except (OSError, ValueError, ArithmeticError) as error:
         print(f"run_model.py: {error_message(error)}", file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ from mnist.evaluate import evaluate
 from mnist.networks import NETWORKS
 from mnist.train import train
 from mnist.weights import WeightsError, save_weights
-from mnist_utils import digest, load_split, load_training
+from mnist_utils import digest, hold_out, load_split, mean_std
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class TrainingRun:
                  device: torch.device) -> None:
         """Load the data, and initialise the network from `seed`.
 
-        Raises ValueError for a `model_path` that cannot name a weights file, and what `load_training` raises.
+        Raises ValueError for a `model_path` that cannot name a weights file, and what `load_split` and
+        `hold_out` raise.
         """
         check_model_path(model_path)
         self.model_path, self.seed = model_path, seed
-        self.data_digest = digest(*load_split("train", data))
-        self.train_set, self.val_set, self.mean, self.std = load_training(data, seed)
+        images, labels = load_split("train", data)
+        self.data_digest, (self.mean, self.std) = digest(images, labels), mean_std(images)
+        self.train_set, self.val_set = hold_out(images, labels, seed=seed)
         self.test_set = load_split("test", data)  # now, so that a missing file shows before the training
         torch.manual_seed(seed)
         self.model = NETWORKS[network]().to(device)
@@ -117,9 +119,9 @@ def was_trained_on(data: str | os.PathLike[str], model_path: Path) -> bool:
     if not checkpoint_path(model_path).exists():
         return False
     settings = read_checkpoint(checkpoint_path(model_path))["recipe"]
-    load_split("train", data)
+    images, labels = load_split("train", data)
     try:
-        train_set, val_set, *_ = load_training(data, settings.get("seed"))
+        train_set, val_set = hold_out(images, labels, seed=settings.get("seed"))
     except ValueError:  # too few images to split, so no training was on them
         return False
     return digest(*train_set, *val_set) == settings.get("data")
