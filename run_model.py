@@ -7,6 +7,7 @@
     python run_model.py --resume --data FOLDER      fine-tune the weights on your own drawings
     torchrun --nproc-per-node=2 run_model.py --mode train    train in two processes
     python run_model.py --mode export --format onnx export the network to other runtimes
+    python run_model.py --mode train-detector       train what finds the digits in pictures, in half an hour
 
 Training writes NAME.pth (the weights of the best epoch), NAME.final.pth (the last epoch) and
 NAME.checkpoint (for --resume). The previous checkpoint becomes NAME.old.checkpoint.
@@ -36,15 +37,17 @@ from sklearn.metrics import classification_report
 from tqdm import tqdm
 
 from mnist.checkpoint import Epoch, read_checkpoint
+from mnist.detect import DETECTOR
+from mnist.detector_training import EPOCHS, DetectorTraining
 from mnist.distributed import from_first_process, is_first, pick_device, process_group, rank_and_world
 from mnist.evaluate import predict
-from mnist.export import FORMATS, export
+from mnist.export import FORMATS, export, export_detector
 from mnist.figures import draw_predictions
 from mnist.files import write_atomically
 from mnist.finetune import REHEARSAL_IMAGES, FineTuning
 from mnist.networks import NETWORKS
 from mnist.picture import PictureError
-from mnist.predict import MNISTPredictor, Prediction
+from mnist.predict import MNISTPredictor, Number
 from mnist.recipes import FINE_TUNING, RECIPES
 from mnist.runs import TrainingRun, beside, checkpoint_path, was_trained_on
 from mnist.weights import load_weights
@@ -52,6 +55,7 @@ from mnist_utils import is_published, load_classes, load_split
 
 OUTPUT = Path(os.environ.get("MNIST_OUTPUT", "."))
 MNIST = "dataset"
+ONNX_DETECTOR = "onnx-detector"
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,7 +95,7 @@ def fraction(text: str) -> float:
 def parser() -> Parser:
     options = Parser(prog="run_model.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = options.add_argument
-    add("--mode", choices=["train", "test", "both", "predict", "export"],
+    add("--mode", choices=["train", "test", "both", "predict", "export", "train-detector"],
         help="what to do; both is train and test (default: both, or predict where files are named)")
     add("files", nargs="*", metavar="FILE", help="pictures to read")
     add("--model-path", type=Path, default=OUTPUT / "MNIST-MODEL.pth", help="the weights file (default: %(default)s)")
@@ -129,12 +133,11 @@ def parser() -> Parser:
         help="test images in the figure, at most 500 (default: 20)")
 
     add = options.add_argument_group("reading pictures").add_argument
-    add("--ink", choices=["auto", "dark", "light"], default="auto",
-        help="whether the ink is dark or light (default: the edge of the picture decides)")
-    add("--json", action="store_true", help="print the predictions as JSON")
+    add("--json", action="store_true", help="print the numbers as JSON")
 
     add = options.add_argument_group("exporting").add_argument
-    add("--format", choices=FORMATS, help="what to export to; PyTorch has deprecated torchscript")
+    add("--format", choices=[*FORMATS, ONNX_DETECTOR],
+        help="what to export to; PyTorch has deprecated torchscript; onnx-detector is the digit detector")
     add("--output", type=Path, metavar="FILE", help="the export (default: beside the weights file)")
     return options
 
@@ -142,13 +145,16 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     options.mode = options.mode or ("predict" if options.files else "both")
-    fine_tuning, trains = False, options.mode in ("train", "both")
+    fine_tuning, trains = False, options.mode in ("train", "both", "train-detector")
     try:
         if bool(options.files) != (options.mode == "predict"):
             raise ValueError("--mode predict needs at least one FILE, and only --mode predict takes any")
         if options.mode == "predict":
             return predict_files(options)
         exports = options.mode == "export"
+        if options.mode == "train-detector":
+            train_detector(options)
+            return 0
         device = pick_device(options.device, cpu_only=options.no_cuda or exports)
         with process_group(device):
             if trains:
@@ -207,6 +213,16 @@ def train_model(options: argparse.Namespace, device: torch.device) -> None:
         for saved in results:
             print(f"test accuracy {saved.test_accuracy:.2%} after epoch {saved.epoch}, "
                   f"{'the best in validation' if saved.is_best else 'the last'}: {saved.path}")
+
+
+def train_detector(options: argparse.Namespace) -> None:
+    """Train the digit detector, and save its weights."""
+    training = DetectorTraining(options.data, options.output or DETECTOR, seed=options.seed)
+    epochs = options.epochs or EPOCHS
+    with ProgressBars(epochs) as bars:
+        bars.follow(training.epochs(resume=options.resume, epochs=epochs, batch_bar=bars.batches))
+    training.save()
+    print(f"the digit detector: {training.path}")
 
 
 def data_in_words(folder: str, digest: str) -> str:
@@ -291,47 +307,52 @@ def test_model(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def predict_files(options: argparse.Namespace) -> int:
-    """Print the digits in each picture; returns 0 if all could be read, else 1."""
+    """Print the numbers in each picture; returns 0 if all pictures could be read, else 1."""
     device = pick_device(options.device, options.no_cuda) if options.device else "cpu"
     predictor = MNISTPredictor(options.model_path, device)
     answers: list[dict[str, Any]] = []
     for file in options.files:
         try:
-            whole = predictor.predict(file, options.ink)
-            digits = predictor.read(file, options.ink) if whole.digit is None else [whole]
+            numbers = predictor.read_numbers(file)
         except PictureError as error:
             message = str(error) if file in str(error) else f"{file}: {error}"
             answers.append({"file": file, "error": message})
             if not options.json:
                 print(f"run_model.py: {message}", file=sys.stderr)
             continue
-        answers.append({"file": file, **as_json(whole), "digits": [as_json(digit) for digit in digits]})
+        answers.append({"file": file, "numbers": [as_json(number) for number in numbers]})
         if not options.json:
-            print(as_line(file, digits or [whole]), flush=True)
+            for line in [as_line(file, number) for number in numbers] or [f"{file}\t\t\tno digit was found"]:
+                print(line, flush=True)
     if options.json:
         print(json.dumps(answers, indent=2))
     return int(any("error" in answer for answer in answers))
 
 
-def as_line(file: str, digits: list[Prediction]) -> str:
-    """File, digits, their lowest confidence, and the reasons not to trust them, separated by tabs."""
-    read = "".join("?" if digit.digit is None else str(digit.digit) for digit in digits)
-    reasons = "; ".join(dict.fromkeys(digit.reason for digit in digits if not digit.trusted))
-    remarks = [f"not trusted: {reasons}"] * bool(reasons) + list(digits[0].notes)
-    return "\t".join([file, read, f"{min(digit.confidence for digit in digits):.1%}", *remarks])
+def as_line(file: str, number: Number) -> str:
+    """File, digits, confidence, the reason not to trust the number, and the notes, separated by tabs."""
+    doubt = [f"not trusted: {number.reason}"] if number.reason else []
+    return "\t".join([file, number.text, f"{number.confidence:.1%}", *doubt, *number.notes])
 
 
-def as_json(prediction: Prediction) -> dict[str, Any]:
-    """A prediction in JSON's types, without the picture."""
-    return {"digit": prediction.digit, "confidence": prediction.confidence,
-            "probabilities": prediction.probabilities.tolist(), "trusted": prediction.trusted,
-            "reason": prediction.reason, "notes": prediction.notes, "box": prediction.box}
+def as_json(number: Number) -> dict[str, Any]:
+    """A number in JSON's types, without the pictures of its digits."""
+    digits = [{"digit": one.digit, "confidence": one.confidence, "probabilities": one.probabilities.tolist(),
+               "trusted": one.trusted, "reason": one.reason, "box": one.box} for one in number.digits]
+    return {"text": number.text, "confidence": number.confidence, "trusted": number.trusted, "reason": number.reason,
+            "notes": number.notes, "box": number.box, "corners": number.corners, "digits": digits}
 
 
 def export_model(options: argparse.Namespace) -> None:
     """Export the network, and print what the file takes and returns, and how it compares with the network."""
     if not options.format:
-        raise ValueError(f"--format is missing: choose from {', '.join(FORMATS)}")
+        raise ValueError(f"--format is missing: choose from {', '.join([*FORMATS, ONNX_DETECTOR])}")
+    if options.format == ONNX_DETECTOR:
+        path = options.output or DETECTOR.with_suffix(".onnx")
+        compared = export_detector(path, options.data)
+        print(f"{path}: {compared.size:,} bytes; compared with the detector on {compared.pictures} pictures: "
+              f"probabilities differ by at most {compared.deviation:.2g}")
+        return
     path = options.output or beside(options.model_path, FORMATS[options.format].ending)
     report = export(options.model_path, path, options.format, options.data)
     print(f"{path}: {report.size:,} bytes; in: {report.metadata['input']}; out: {report.metadata['output']}")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist.picture import MIN_WORKING_SIDE, PictureError, read_picture, to_mnist
-from mnist.predict import MNISTPredictor, Prediction
+from mnist.predict import MNISTPredictor, Number, Prediction
 
 # Gradio reads both variables when it is imported. It serves every file in its upload folder, so this page needs
 # a folder of its own: the usual one may hold the uploads of other programs.
@@ -154,44 +154,48 @@ class Page:
 
     # reading a picture
 
-    def read(self, file: str | None, keep: bool) -> tuple[dict, Image.Image | None, str]:
-        """Read the digits in a picture file, and keep them if asked to.
+    def read(self, file: str | None, keep: bool, doubtful: bool) -> tuple[dict, Image.Image | None, str]:
+        """Read the numbers in a picture file. With `keep` the trusted digits are kept, with `doubtful` the others too.
 
-        Gives the digits as values, the picture with a box around each digit, and HTML that shows
-        what the network saw of each. Raises gr.Error, a sentence, where the picture cannot be read.
+        Gives the numbers as values, the picture with an outline around each, and HTML that shows
+        what the network saw of each digit. Raises gr.Error, a sentence, where the picture cannot be read.
         """
         if file is None:
             raise gr.Error("choose a picture first", print_exception=False)
         try:
-            picture = read_picture(file)
-            digits = self.predictor.read(file)
+            numbers = self.predictor.read_numbers(file)
+            picture, scale = views.shown(file)
         except PictureError as error:
             raise gr.Error(str(error).replace(f"{file:.100}", "the file"), print_exception=False) from error
         except MemoryError as error:
             raise gr.Error("the picture is too large for this machine's memory: choose a smaller one",
                            print_exception=False) from error
-        notes = list(digits[0].notes) if digits else ["the picture is blank"]
-        found = [{"digit": one.digit, "confidence": round(one.confidence, 4), "trusted": one.trusted,
-                  "reason": one.reason, "box": one.box} for one in digits]
-        if keep and digits:
-            notes.append(self._keep_all(digits, hashlib.sha256(Path(file).read_bytes()).hexdigest()))
-        boxed = views.boxed(picture.grey, picture.scale, digits)
-        return {"digits": found, "notes": notes}, boxed, views.cards(digits, notes)
+        notes = list(numbers[0].notes) if numbers else ["no digit was found"]
+        found = [{"text": number.text, "confidence": round(number.confidence, 4), "trusted": number.trusted,
+                  "reason": number.reason, "box": number.box, "corners": number.corners,
+                  "digits": [{"digit": one.digit, "confidence": round(one.confidence, 4), "trusted": one.trusted,
+                              "reason": one.reason, "box": one.box} for one in number.digits]} for number in numbers]
+        if keep and numbers:
+            notes.append(self._keep_all(numbers, doubtful, hashlib.sha256(Path(file).read_bytes()).hexdigest()))
+        return {"numbers": found, "notes": notes}, views.outlined(picture, scale, numbers), views.cards(numbers, notes)
 
-    def _keep_all(self, digits: list[Prediction], file: str) -> str:
-        """Keep each digit as the network saw it. Returns a note: how many were kept, and why not all.
+    def _keep_all(self, numbers: list[Number], doubtful: bool, file: str) -> str:
+        """Keep the digits as the network saw them. Returns a note: how many were kept, and why not all.
 
         A digit's key comes from `file`, the hash of the picture file, and from its box. So a file
         that is read again adds no new drawings.
         """
-        digits, kept = [one for one in digits if one.digit is not None], 0
+        digits = [one for number in numbers for one in number.digits]
+        chosen = [one for number in numbers if doubtful or number.trusted for one in number.digits]
+        kept = 0
         try:
-            for one in digits:
+            for one in chosen:
                 self._save(uuid.uuid5(uuid.NAMESPACE_OID, f"{file} {one.box}"), one, Image.fromarray(one.picture))
                 kept += 1
         except StoreError as error:
-            return f"{kept} of {len(digits)} kept: {error}"
-        return f"{kept} kept: label them on the History tab"
+            return f"{kept} of {len(chosen)} kept: {error}"
+        left = f", {len(digits) - kept} doubtful not kept" if len(digits) > kept else ""
+        return f"{kept} kept{left}" + (": label them on the History tab" if kept else "")
 
     # statistics
 
@@ -277,20 +281,23 @@ class Page:
         return blocks.queue(max_size=QUEUE)
 
     def _build_upload(self) -> None:
-        gr.Markdown("A photo, a scan or a drawing, with one digit or several. The page should fill the picture.")
+        gr.Markdown("A photo, a scan or a drawing, with one number or several. Numbers in blue are trusted, those in "
+                    "orange are doubtful.")
         with gr.Row():
             with gr.Column():
                 file = gr.File(label="Picture", file_types=["image"], type="filepath", elem_id="upload")
                 keep = gr.Checkbox(True, label="Keep what was read, so that it can be labelled in the history")
+                doubtful = gr.Checkbox(False, label="Keep doubtful digits as well")
                 read = gr.Button("Read it", variant="primary", elem_id="read")
             with gr.Column():
-                boxed = gr.Image(label="Where the digits are", show_label=False, interactive=False, format="png",
+                outlined = gr.Image(label="Where the numbers are", show_label=False, interactive=False, format="png",
                                  buttons=[])
         seen = gr.HTML(elem_id="seen", css_template=_file("tables.css"), apply_default_css=False)
         with gr.Accordion("As values", open=False):
             values = gr.JSON(show_label=False)
-        answer = [values, boxed, seen]
-        read.click(self.read, [file, keep], answer, api_name="read", concurrency_limit=2, show_progress_on=boxed)
+        answer = [values, outlined, seen]
+        read.click(self.read, [file, keep, doubtful], answer, api_name="read", concurrency_limit=2,
+                   show_progress_on=outlined)
         file.change(lambda: (None, None, ""), None, answer, api_visibility="private", show_progress="hidden")
 
     def _build_statistics(self, tab: gr.Tab) -> None:

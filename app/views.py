@@ -6,12 +6,13 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from scipy.stats import binomtest
 
 from app.table import Prediction as Row
 from app.table import Statistics
-from mnist.predict import Prediction
+from mnist.picture import MAX_WORKING_SIDE, PICTURE_FORMATS
+from mnist.predict import Number
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by the colour-blind (Okabe and Ito)
 DAYS = 14
@@ -37,32 +38,54 @@ def score(total: int, labelled: int, right: int) -> str:
     return f"So far {right:,} of {labelled:,} labelled drawings were read right ({_percent(right / labelled)})."
 
 
-def boxed(grey: np.ndarray, scale: float, digits: list[Prediction]) -> Image.Image:
-    """The picture with a box around each digit, and the digit above its box.
+def shown(file: str) -> tuple[Image.Image, float]:
+    """A picture file in colour, upright and at most MAX_WORKING_SIDE long, and how many pixels of the file a pixel is.
 
-    `grey` (H, W) is from 0 to 1. `scale` is how many pixels of the original picture one of its pixels
-    spans, because the boxes of `digits` are in pixels of the original.
+    The file is one that `read_picture` reads.
     """
-    picture = Image.fromarray(np.rint(255 * grey).astype(np.uint8)).convert("RGB")
+    with Image.open(file, formats=PICTURE_FORMATS) as picture:
+        size = max(picture.size)
+        picture.draft(None, (2 * MAX_WORKING_SIDE, 2 * MAX_WORKING_SIDE))
+        upright = ImageOps.exif_transpose(picture)
+        upright.thumbnail((MAX_WORKING_SIDE, MAX_WORKING_SIDE), reducing_gap=2)
+        if upright.has_transparency_data:
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+        return upright.convert("RGB"), size / max(upright.size)
+
+
+def outlined(picture: Image.Image, scale: float, numbers: list[Number]) -> Image.Image:
+    """The picture with an outline around each number, and its digits above it; orange where it is doubtful.
+
+    `scale` is how many pixels of the original picture one of its pixels spans, because the corners of
+    `numbers` are in pixels of the original.
+    """
     if max(picture.size) < 300:
         scale *= picture.width / (width := picture.width * math.ceil(300 / max(picture.size)))
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(picture)
-    for one in digits:
-        left, top, right, bottom = (edge / scale for edge in one.box)
-        colour = BLUE if one.trusted else ORANGE
-        draw.rectangle((left - 3, top - 3, right + 3, bottom + 3), outline=colour, width=3)
-        draw.text((left, max(0, top - 26)), "?" if one.digit is None else str(one.digit), fill=colour, font_size=22)
+    for number in numbers:
+        corners = [(x / scale, y / scale) for x, y in number.corners]
+        colour = BLUE if number.trusted else ORANGE
+        text = number.text if number.trusted else f"{number.text}?"
+        draw.line([*corners, corners[0], corners[1]], "white", 7, joint="curve")
+        draw.line([*corners, corners[0], corners[1]], colour, 4, joint="curve")
+        size = int(min(max(18, (corners[3][1] - corners[0][1]) / 2), 40))
+        x, y = corners[0][0], max(2, min(corners[0][1], corners[1][1]) - 1.3 * size)
+        draw.text((x, y), text, colour, font_size=size, stroke_width=3, stroke_fill="white")
     return picture
 
 
-def cards(digits: list[Prediction], notes: list[str]) -> str:
-    """HTML that shows what the network saw of each digit, its answers, and the notes."""
-    cards = [_card(one.picture, "?" if one.digit is None else f"{one.digit}, {_percent(one.confidence)} sure",
-                   one.reason and f"not trusted: {one.reason}") for one in digits]
-    read = "".join("?" if one.digit is None else str(one.digit) for one in digits)
-    head = f"<p>Read: <strong>{read}</strong>. This is what the network saw:</p>" if digits else ""
-    return head + _row(cards) + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+def cards(numbers: list[Number], notes: list[str]) -> str:
+    """HTML that shows what was read, what the network saw of each digit, and the notes."""
+    texts = ", ".join(number.text + "?" * (not number.trusted) for number in numbers)
+    rows = f"<p>Read: <strong>{texts}</strong>. This is what the network saw:</p>" if numbers else ""
+    for number in numbers:
+        if len(numbers) > 1 or number.reason:
+            doubt = html.escape(f", doubtful: {number.reason}") if number.reason else ""
+            rows += f"<p><strong>{number.text}</strong>, {_percent(number.confidence)} sure{doubt}</p>"
+        rows += _row([_card(one.picture, f"{one.digit}, {_percent(one.confidence)} sure", one.reason)
+                      for one in number.digits])
+    return rows + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
 
 
 def statistics(numbers: Statistics, latest: list[Row]) -> str:

@@ -9,6 +9,8 @@ pt2          for torch.export.load: PyTorch alone, without this project
 torchscript  for torch.jit.load; PyTorch has deprecated it
 safetensors  weights and constants without a program; `load_safetensors` makes a Program of them
 
+The digit detector has an export of its own: `export_detector` writes ONNX, see `DetectorProgram`.
+
 All but the last hold the whole computation of `Program`. Every file describes itself in its metadata:
 `metadata_props` in ONNX, the extra file metadata.json in pt2 and torchscript, `metadata()` in safetensors.
 Every file also holds a SHA-256 of its own contents, which `check_export` compares.
@@ -37,16 +39,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mnist.detect import DETECTOR, REFERENCE, crops, layers
 from mnist.evaluate import predict
 from mnist.files import write_atomically
-from mnist.networks import NETWORKS
-from mnist.weights import WeightsError, load_weights
+from mnist.networks import NETWORKS, DigitDetector
+from mnist.scenes import Digits, draw_page, words
+from mnist.weights import WeightsError, load_detector, load_weights
 from mnist_utils import IMAGE_SHAPE, load_split, normalize
 
 TOLERANCE = 1e-4  # largest difference of a probability between the network and its export
 MAX_INT8_LOSS = 0.0005  # of accuracy
 CALIBRATION_IMAGES = 500  # from the training set; more made no difference on validation images
 BATCH = 250
+SCENES = 20  # pictures on which a detector's export is compared
 INT8 = "onnx-int8"
 METADATA = "metadata.json"
 SEAL = re.compile(rb"content-sha256:([0-9a-f]{64})")  # of the file, in which the 64 digits are zeros
@@ -83,6 +88,41 @@ class Program(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (self.model(normalize(images, self.mean, self.std)) / self.temperature).softmax(1)
+
+
+class DetectorProgram(nn.Module):
+    """A picture, and places in it where a digit may be → where digits are, and which digits are at these places.
+
+    `grey` is (1, 1, H, W) from 0 to 1, with H and W multiples of 8; digits are found where they are 20
+    to 44 pixels long. `digits` (K, 3) are the x and y of a centre and the longer side. The results are
+    `centres` (1, 1, H/4, W/4), 0 to 1, high where a digit's centre is; `sizes` (1, 2, H/4, W/4), width
+    and height of the digit there; `votes` (1, 2, H, W), x and y of the centre that a pixel of ink belongs
+    to; `ink` (1, 1, H, W), 0 to 1; `probabilities` (K, 11) of the ten digits and of no digit.
+    """
+
+    def __init__(self, detector: DigitDetector) -> None:
+        super().__init__()
+        self.detector = detector
+        self.requires_grad_(False).eval()
+
+    def forward(self, grey: Tensor, digits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        centres, sizes, votes, strokes = self.detector(grey)
+        seen = layers(grey, votes, strokes)
+        parts = crops(seen, torch.zeros_like(digits[:, 0]), digits[:, :2], digits[:, 2])
+        return (centres.sigmoid(), REFERENCE * sizes.exp(), seen[:, 2:], seen[:, 1:2],
+                self.detector.reader(parts).softmax(1))
+
+
+DETECTOR_OUTPUTS = ["centres", "sizes", "votes", "ink", "probabilities"]
+
+
+@dataclass(frozen=True)
+class DetectorReport:
+    """What was written, and how it compares with the detector on pictures with numbers."""
+
+    size: int  # bytes
+    pictures: int
+    deviation: float  # the largest difference of any probability
 
 
 @dataclass(frozen=True)
@@ -140,6 +180,48 @@ def export(model_path: str | os.PathLike[str], path: str | os.PathLike[str], for
                           f"to {report.accuracy:.2%}")
     write_atomically(path, content)
     return report
+
+
+def export_detector(path: str | os.PathLike[str], data: str | os.PathLike[str] = "dataset",
+                    detector_path: str | os.PathLike[str] = DETECTOR) -> DetectorReport:
+    """Export a digit detector to ONNX, and check the export before it is written.
+
+    onnxruntime and the detector look at SCENES pictures of numbers drawn from the test images of
+    `data`; each probability must be within TOLERANCE. Raises ExportError if the check fails, and what
+    `load_detector`, `load_split` and `write_atomically` raise. After an error the file is unchanged.
+    """
+    detector, _ = load_detector(detector_path)
+    program = DetectorProgram(detector)
+    images, labels = load_split("test", data)
+    if not len(images):
+        raise ExportError(f"{path} was not written: {data} holds no test images to compare it on")
+    metadata = {"model": f"{Path(detector_path).name}, SHA-256 {_sha256(Path(detector_path).read_bytes())}",
+                "architecture": "DigitDetector", "description": " ".join(str(DetectorProgram.__doc__).split())}
+    height, width = (8 * torch.export.Dim(name, min=2, max=500) for name in ("h", "w"))
+    example = torch.zeros(1, 1, 64, 96), torch.tensor([[20.0, 20.0, 30.0], [40.0, 40.0, 30.0]])
+    digits = Digits(images[:500], labels[:500])
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        file = Path(folder, "detector.onnx")
+        _write_onnx(program, example, {"grey": {2: height, 3: width}, "digits": {0: torch.export.Dim("K", min=1)}},
+                    DETECTOR_OUTPUTS, metadata, file)
+        data_bytes = file.read_bytes()
+        content = data_bytes.replace(UNSEALED.encode(), f"content-sha256:{_sha256(data_bytes)}".encode())
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    deviation = 0.0
+    for number in range(SCENES):
+        view, placed = draw_page(digits, words(), 0, number)
+        grey = torch.from_numpy(view[: len(view) // 8 * 8, : view.shape[1] // 8 * 8].copy())[None, None]
+        places = torch.tensor([[(one.left + one.right) / 2, (one.top + one.bottom) / 2,
+                                max(one.right - one.left, one.bottom - one.top)] for one in placed]
+                              or [[16.0, 16.0, 30.0]])
+        found = session.run(DETECTOR_OUTPUTS, {"grey": grey.numpy(), "digits": places.numpy()})
+        expected = program(grey, places)
+        deviation = max(deviation, *(float(np.abs(found[index] - expected[index].numpy()).max())
+                                     for index, name in enumerate(DETECTOR_OUTPUTS) if name not in ("sizes", "votes")))
+    if not deviation <= TOLERANCE:  # also catches NaN
+        raise ExportError(f"{path} was not written: its probabilities are up to {deviation:.1g} off")
+    write_atomically(path, content)
+    return DetectorReport(len(content), SCENES, deviation)
 
 
 def _make(program: Program, metadata: dict[str, str], format: str, calibration: np.ndarray | None,
@@ -211,8 +293,13 @@ def _any_count() -> dict[str, dict[int, Any]]:
 
 
 def _save_onnx(program: Program, metadata: dict[str, str], path: Path) -> None:
-    exported = torch.onnx.export(program, _example(), dynamo=True, dynamic_shapes=_any_count(), input_names=["images"],
-                                 output_names=["probabilities"], verbose=False)
+    _write_onnx(program, _example(), _any_count(), ["probabilities"], metadata, path)
+
+
+def _write_onnx(program: nn.Module, example: tuple[Tensor, ...], shapes: dict[str, Any], outputs: list[str],
+                metadata: dict[str, str], path: Path) -> None:
+    exported = torch.onnx.export(program, example, dynamo=True, dynamic_shapes=shapes, input_names=list(shapes),
+                                 output_names=outputs, verbose=False)
     assert exported is not None, "the dynamo exporter returns a program"
     model = exported.model_proto
     graph = model.graph

@@ -5,7 +5,8 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 
@@ -111,6 +112,63 @@ class SixConv(nn.Sequential):
 
 NETWORKS: dict[str, type[nn.Sequential]] = {network.__name__: network for network in (
     MNIST_CNN, MNIST_CNN_Dropout, ThreeConv, MNISTNet, SixConv)}
+
+
+class DigitDetector(nn.Module):
+    """Finds handwritten digits of 20 to 44 pixels, and reads each one found; 304,672 parameters.
+
+    `forward` finds: grey levels (N, 1, H, W) from 0 to 1 → four maps. H and W are multiples of 8. The
+    first three maps have a cell for each 4 × 4 pixels: (N, 1, h, w) is the logit of a digit's centre
+    being here (as in Zhou, Wang & Krähenbühl 2019, Objects as Points); (N, 2, h, w) are the logarithms
+    of its width and height, in units of 32 pixels; (N, 2, h, w) is where ink here has its digit's
+    centre, across and down from here, in the same units. The last is (N, 1, H, W): the logit of each
+    pixel being ink.
+
+    `reader` reads: crops (K, 3, 32, 32) of a digit with a margin → logits (K, 11), of the ten digits
+    and of no digit. A crop's channels are local contrast, ink, and how much the ink votes for this digit.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(*_conv(1, 16, stride=2), *_conv(16, 32, stride=2), *_conv(32, 32))
+        self.coarse = nn.Sequential(*_conv(32, 64, stride=2), *_conv(64, 64), *_conv(64, 64),
+                                    *_conv(64, 64, dilation=2), *_conv(64, 64, dilation=4))
+        self.reduce = nn.Conv2d(64, 32, 1)
+        self.mix = nn.Sequential(*_conv(64, 64))
+        self.heads = nn.Conv2d(64, 1 + 2 + 2 + 16, 1)
+        self.reader = nn.Sequential(*_conv(3, 16), *_conv(16, 16), nn.MaxPool2d(2),
+                                    *_conv(16, 32), *_conv(32, 32), nn.MaxPool2d(2),
+                                    *_conv(32, 64), *_conv(64, 64), nn.MaxPool2d(2), nn.Flatten(),
+                                    nn.Linear(64 * 4 * 4, 11))
+        bias = cast(Tensor, self.heads.bias)
+        with torch.no_grad():
+            bias[:1] = -4.0  # few cells are centres, and at first none is expected
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        fine = self.fine(local_contrast(grey))
+        coarse = F.interpolate(self.reduce(self.coarse(fine)), scale_factor=2.0, mode="bilinear", align_corners=False)
+        centres, sizes, votes, strokes = self.heads(self.mix(torch.cat([fine, coarse], 1))).split([1, 2, 2, 16], 1)
+        return centres, sizes, votes, F.pixel_shuffle(strokes, 4)
+
+
+DETECTORS: dict[str, type[nn.Module]] = {DigitDetector.__name__: DigitDetector}
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> tuple[nn.Module, ...]:
+    return (nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False), nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True))
+
+
+def local_contrast(grey: Tensor) -> Tensor:
+    """How far each pixel is from the mean nearby, relative to the deviation nearby; (N, 1, H, W), multiples of 8."""
+    def nearby(values: Tensor) -> Tensor:
+        means = F.avg_pool2d(values, 8)
+        means = F.avg_pool2d(F.pad(means, (3, 3, 3, 3), mode="replicate"), 7, 1)
+        return F.interpolate(means, scale_factor=8.0, mode="bilinear", align_corners=False)
+
+    mean = nearby(grey)
+    deviation = (nearby(grey * grey) - mean * mean).clamp_min(0).sqrt()
+    return (grey - mean) / (deviation + 0.05)
 
 
 def with_batch_norm(model: nn.Sequential) -> nn.Sequential:

@@ -1,26 +1,43 @@
-"""From a picture to a digit, with its confidence, and a reason where the digit should not be trusted.
+"""From a picture to digits and numbers, with their confidence, and a reason where they should not be trusted.
 
     predictor = MNISTPredictor("MNIST-MODEL.pth")
     prediction = predictor.predict("my-seven.jpg")
     print(prediction.digit, prediction.confidence, prediction.trusted, prediction.reason)
+    for number in predictor.read_numbers("a-page.jpg"):
+        print(number.text, number.confidence, number.trusted, number.reason)
 """
 
+import functools
 import hashlib
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from mnist.detect import DETECTOR, NONE, FloatBox, Found, FoundDigit, find_digits
 from mnist.evaluate import predict
+from mnist.networks import DigitDetector
+from mnist.numbers import group, outline
 from mnist.ood import features_and_logits, logits_and_ood_scores, ood_inputs
-from mnist.picture import AnyPicture, Box, PictureError, Prepared, fit, prepare
-from mnist.weights import WeightsError, load_weights
+from mnist.picture import AnyPicture, Box, PictureError, Prepared, fit, in_mnist_form, prepare, read_picture
+from mnist.weights import WeightsError, load_detector, load_weights
 
 MAX_ASPECT_RATIO = 2.0  # width by height: no single digit of MNIST is wider
 MIN_CONFIDENCE = 0.9
+# of the digit detector, chosen on scenes from validation images
+READ_SCORE, READ_MARGIN = 0.4, 2.0  # a digit has a higher score, and a logit at most so much below that of no digit
+CLEAR_SCORE, CLEAR_SHARE = 0.5, 0.5  # in a number, so many digits have this score and are likelier than no digit
+TRUSTED_SCORE = 0.5  # of each digit in a trusted number; its confidence, and how probable it may be that it is none:
+CONFIRMED, UNCONFIRMED = (0.9, 0.05), (0.98, 0.01)  # where the network reads the same digit, and where it does not
+# relative to a digit's height:
+BESIDE = 0.6  # nearer writing may belong to the number
+SPECK, WORD = 0.1, 0.4  # a sign is longer than a speck; so much longer is other writing
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,24 @@ class Prediction:
     reason: str = ""  # why not to trust it; empty if no check failed
     notes: tuple[str, ...] = ()  # remarks on the picture
     box: Box | None = None  # of the digit, in pixels of the original picture; set by `read` only
+
+    @property
+    def trusted(self) -> bool:
+        """Whether no check failed."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class Number:
+    """A run of digits in a picture."""
+
+    text: str  # its digits, from left to right
+    digits: tuple[Prediction, ...]
+    confidence: float  # 0 to 1: the product of its digits' confidences
+    reason: str  # why not to trust it; empty if no check failed
+    notes: tuple[str, ...]  # remarks on the picture
+    box: Box  # in pixels of the original picture
+    corners: tuple[tuple[int, int], ...]  # of its outline, which is turned as the page is; clockwise
 
     @property
     def trusted(self) -> bool:
@@ -76,27 +111,55 @@ class MNISTPredictor:
                 raise PictureError(f"picture {number}: {error}") from error
         return self._judge(prepared)
 
-    def read(self, image: AnyPicture, ink: str = "auto") -> list[Prediction]:
-        """Read all digits in a picture, in reading order, each with its box. A blank picture gives an empty list."""
-        whole = prepare(image, ink)
-        if whole.picture is not None and not whole.pieces:  # already in MNIST's format
-            return [replace(result, box=(0, 0, 28, 28)) for result in self._judge([whole])]
-        judged = self._judge([replace(whole, picture=fit(piece.strokes), pieces=[piece]) for piece in whole.pieces])
-        return [replace(result, box=piece.box) for result, piece in zip(judged, whole.pieces)]
+    def read(self, image: AnyPicture) -> list[Prediction]:
+        """Read all digits in a picture, in reading order, each with its box. Without digits the list is empty."""
+        return [digit for number in self.read_numbers(image) for digit in number.digits]
+
+    def read_numbers(self, image: AnyPicture) -> list[Number]:
+        """Read all numbers in a picture, line by line. Without digits the list is empty.
+
+        The digits may touch, and stand in the boxes of a form or on a page anywhere in the picture.
+        For `image` and errors see `read_picture`.
+        """
+        source = read_picture(image)
+        ready = in_mnist_form(source.grey)
+        if ready is not None:
+            one, = self._judge([Prepared(ready, [], source.notes)])
+            return [_number([replace(one, box=(0, 0, 28, 28))], [(0.0, 0.0, 28.0, 28.0)], 0.0, "", source.notes)]
+        found = find_digits(self.detector, source.grey)
+        return _numbers(found, self._second_opinions(found.digits), source.scale, source.notes)
+
+    def _second_opinions(self, digits: list[FoundDigit]) -> list["_Opinion"]:
+        """What the network says of each digit that the detector has found."""
+        if not digits:
+            return []
+        pictures = np.stack([fit(one.strokes) for one in digits])
+        logits, rejected = self._logits(pictures)
+        confidences, classes = logits.softmax(1).max(1)
+        return [_Opinion(*one) for one in zip(pictures, classes.tolist(), confidences.tolist(), rejected)]
+
+    @functools.cached_property
+    def detector(self) -> DigitDetector:
+        """The digit detector, loaded when it is first needed. Raises what `load_detector` raises."""
+        return load_detector(DETECTOR)[0].to(next(self.model.parameters()).device)
 
     def _judge(self, prepared: list[Prepared]) -> list[Prediction]:
         if not prepared:
             return []
         blank = np.zeros((28, 28), np.uint8)
         pictures = np.stack([blank if one.picture is None else one.picture for one in prepared])
+        logits, rejected = self._logits(pictures)
+        return [self._prediction(*one) for one in zip(prepared, pictures, logits.softmax(1).numpy(), rejected)]
+
+    def _logits(self, pictures: np.ndarray) -> tuple[Tensor, list[bool]]:
+        """The calibrated logits (N, 10), and for each picture whether it is out of distribution."""
         if self.metadata.get("ood") is not None:
             logits, scores = logits_and_ood_scores(self.model, pictures, self.metadata)
             rejected = (scores > self.metadata["ood"]["threshold"]).tolist()
         else:
             logits = predict(self.model, pictures, mean=self.metadata["mean"], std=self.metadata["std"])
-            rejected = [False] * len(prepared)
-        probabilities = (logits / self.metadata.get("temperature", 1.0)).softmax(1).numpy()
-        return [self._prediction(*one) for one in zip(prepared, pictures, probabilities, rejected)]
+            rejected = [False] * len(pictures)
+        return logits / self.metadata.get("temperature", 1.0), rejected
 
     def _prediction(self, prepared: Prepared, picture: np.ndarray, probabilities: np.ndarray,
                     rejected: bool) -> Prediction:
@@ -118,3 +181,97 @@ class MNISTPredictor:
                 reason = f"low confidence: it may be a {probabilities.argsort()[-2]} as well"
             return Prediction(digit, confidence, probabilities, picture, reason, prepared.notes)
         return Prediction(None, 0.0, np.full(10, 0.1, np.float32), picture, reason, prepared.notes)
+
+
+class _Opinion(NamedTuple):
+    """What the network says of a digit's strokes."""
+
+    picture: np.ndarray  # uint8 (28, 28): the strokes in MNIST's format
+    digit: int
+    confidence: float
+    rejected: bool  # as out of distribution
+
+
+def _numbers(found: Found, opinions: list[_Opinion], scale: float, notes: tuple[str, ...]) -> list[Number]:
+    """The numbers in a picture that has been reduced by `scale`; `opinions` are on its digits."""
+    possible = [(one, opinion) for one, opinion in zip(found.digits, opinions)
+                if one.logits[:NONE].max() + READ_MARGIN > one.logits[NONE]]
+    doubtful = [one.box for one, _ in possible if one.score <= READ_SCORE]
+    possible = [(one, opinion) for one, opinion in possible if one.score > READ_SCORE]
+    digits, predictions = [one for one, _ in possible], [_found_prediction(*one, scale) for one in possible]
+    boxes, results = [one.box for one in digits], []
+    numbers, angle = group(boxes)
+    for number in numbers:
+        clear = [digits[index].score > CLEAR_SCORE and digits[index].logits.argmax() != NONE for index in number]
+        if np.mean(clear) < CLEAR_SHARE:  # a word, or a pattern
+            continue
+        own = [boxes[index] for index in number]
+        reason = "something beside it was not read" if _missed(own, angle, [*doubtful, *found.writing]) else ""
+        remarks = notes + _remarks(own, found.writing)
+        results.append(_number([replace(predictions[index], notes=remarks) for index in number],
+                               [_scaled(box, scale) for box in own], angle, reason, remarks))
+    return results
+
+
+def _remarks(digits: list[FloatBox], writing: list[FloatBox]) -> tuple[str, ...]:
+    """Notes on the writing that is not read: signs among the digits of a number, and words elsewhere."""
+    left, top = (min(box[side] for box in digits) for side in (0, 1))
+    right, bottom = (max(box[side] for box in digits) for side in (2, 3))
+    height = float(np.median([box[3] - box[1] for box in digits]))
+    sides = [max(box[2] - box[0], box[3] - box[1]) for box in writing]
+    among = [left < (box[0] + box[2]) / 2 < right + BESIDE * height
+             and top < (box[1] + box[3]) / 2 < bottom + 0.3 * height for box in writing]
+    notes = []
+    if any(inside and SPECK * height < side for inside, side in zip(among, sides)):
+        notes.append("signs among the digits were left out")
+    if any(not inside and WORD * height < side for inside, side in zip(among, sides)):
+        notes.append("other writing was left out")
+    return tuple(notes)
+
+
+def _found_prediction(found: FoundDigit, opinion: _Opinion, scale: float) -> Prediction:
+    """The prediction for a digit that the detector has found, and on which the network has an opinion."""
+    probabilities = torch.from_numpy(found.logits).softmax(0).numpy()
+    digit, confidence = int(probabilities[:NONE].argmax()), float(probabilities[:NONE].max())
+    none, reason = float(probabilities[NONE]), ""
+    confirmed = opinion.digit == digit and opinion.confidence > MIN_CONFIDENCE and not opinion.rejected
+    least, most = (CONFIRMED if confirmed else UNCONFIRMED)
+    if found.score < TRUSTED_SCORE or none > most:
+        reason = "it does not look like a single digit (out of distribution)"
+    elif confidence < least:
+        reason = f"low confidence: it may be a {probabilities[:NONE].argsort()[-2]} as well"
+    left, top, right, bottom = map(round, _scaled(found.box, scale))
+    return Prediction(digit, confidence, probabilities[:NONE] / probabilities[:NONE].sum(), opinion.picture, reason,
+                      (), (left, top, right, bottom))
+
+
+def _scaled(box: FloatBox, scale: float) -> FloatBox:
+    left, top, right, bottom = box
+    return scale * left, scale * top, scale * right, scale * bottom
+
+
+def _missed(digits: list[FloatBox], angle: float, others: list[FloatBox]) -> bool:
+    """Whether one of the other boxes may be a digit of the number with these digits: as high, and beside one."""
+    height = np.median([bottom - top for _, top, _, bottom in digits])
+    slope = math.tan(angle)
+    for left, top, right, bottom in others:
+        if not 0.5 * height < bottom - top < 1.7 * height:
+            continue
+        for own_left, own_top, own_right, own_bottom in digits:
+            gap = max(own_left - right, left - own_right)
+            drop = slope * ((left + right) - (own_left + own_right)) / 2
+            shared = min(bottom, own_bottom + drop) - max(top, own_top + drop)
+            if gap < BESIDE * height and shared > 0.5 * min(bottom - top, own_bottom - own_top):
+                return True
+    return False
+
+
+def _number(digits: list[Prediction], boxes: list[FloatBox], angle: float, reason: str,
+            notes: tuple[str, ...]) -> Number:
+    """The number of these digits; a reason not to trust one of them is the number's as well."""
+    left, top = (round(min(box[side] for box in boxes)) for side in (0, 1))
+    right, bottom = (round(max(box[side] for box in boxes)) for side in (2, 3))
+    reasons = [f"{one.digit}: {one.reason}" for one in digits if one.reason]
+    return Number("".join(str(one.digit) for one in digits), tuple(digits),
+                  math.prod(one.confidence for one in digits), reason or "; ".join(dict.fromkeys(reasons)), notes,
+                  (left, top, right, bottom), tuple((round(x), round(y)) for x, y in outline(boxes, angle)))

@@ -11,15 +11,15 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mnist.files import write_atomically
-from mnist.networks import NETWORKS
+from mnist.networks import DETECTORS, NETWORKS, DigitDetector
 
 WEIGHTS_KEYS = {"architecture", "weights", "mean", "std"}
 CHECKSUMS = "sha256"  # the entry that holds the checksums of all others
@@ -47,7 +47,7 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, /, *, mean: flo
         data = pack(content)
     except Exception as error:
         raise ValueError(f"{path} was not written: one of its metadata cannot be saved ({error})") from error
-    _parse(unpack(data, path), path)
+    _parse(unpack(data, path), path, {**NETWORKS, **DETECTORS})
     write_atomically(path, data)
 
 
@@ -61,9 +61,20 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[nn.Sequential, dict[str,
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} is missing: run workspace.ipynb, which trains and saves it")
+    return cast(tuple[nn.Sequential, dict[str, Any]], _load(path, NETWORKS))
+
+
+def load_detector(path: str | os.PathLike[str]) -> tuple[DigitDetector, dict[str, Any]]:
+    """Read a digit detector's weights file, as `load_weights` reads a network's, with the same errors."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} is missing: run_model.py --mode train-detector makes it")
+    return cast(tuple[DigitDetector, dict[str, Any]], _load(path, DETECTORS))
+
+
+def _load(path: str | os.PathLike[str], networks: Mapping[str, type[nn.Module]]) -> tuple[nn.Module, dict[str, Any]]:
     if Path(path).is_dir():
         raise WeightsError(f"{path} is a directory, not a weights file")
-    return _parse(unpack(Path(path).read_bytes(), path), path)
+    return _parse(unpack(Path(path).read_bytes(), path), path, networks)
 
 
 def pack(content: dict[str, Any]) -> bytes:
@@ -153,8 +164,9 @@ def _compare(stored: Any, content: dict[Any, Any], path: str | os.PathLike[str])
                        f"the file from a copy, or train again")
 
 
-def _parse(content: Any, path: str | os.PathLike[str]) -> tuple[nn.Sequential, dict[str, Any]]:
-    """Check a weights file's content, and return what `load_weights` returns."""
+def _parse(content: Any, path: str | os.PathLike[str],
+           networks: Mapping[str, type[nn.Module]]) -> tuple[nn.Module, dict[str, Any]]:
+    """Check the content of a weights file for one of these networks, and return what `load_weights` returns."""
     if not isinstance(content, dict) or not content.keys() >= WEIGHTS_KEYS:
         raise WeightsError(f"{path} is not one of this project's weights files: "
                            f"those hold {', '.join(sorted(WEIGHTS_KEYS))}")
@@ -172,18 +184,23 @@ def _parse(content: Any, path: str | os.PathLike[str]) -> tuple[nn.Sequential, d
             isinstance(ood, dict) and isinstance(ood.get("threshold"), float) and math.isfinite(ood["threshold"])
             and isinstance(ood.get("weights"), Tensor) and ood["weights"].isfinite().all()):
         raise WeightsError(f"{path} has an unusable calibration")
-    model = _build(content["architecture"], content.pop("weights"), path)
+    model = _build(content["architecture"], content.pop("weights"), path, networks)
     return model.eval(), content
 
 
-def _build(architecture: Any, weights: Any, path: str | os.PathLike[str]) -> nn.Sequential:
+def _build(architecture: Any, weights: Any, path: str | os.PathLike[str],
+           networks: Mapping[str, type[nn.Module]]) -> nn.Module:
     """The named network with these weights. Raises WeightsError if they do not fit."""
-    if not isinstance(architecture, str) or architecture not in NETWORKS:
-        raise WeightsError(f"{path} is for the unknown network {architecture!r}: known are {', '.join(NETWORKS)}")
+    if isinstance(architecture, str) and architecture in {**NETWORKS, **DETECTORS}.keys() - networks.keys():
+        raise WeightsError(f"{path} is for {architecture}: here a file for {' or '.join(networks)} is needed")
+    if not isinstance(architecture, str) or architecture not in networks:
+        raise WeightsError(f"{path} is for the unknown network {architecture!r}: known are {', '.join(networks)}")
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise WeightsError(f"{path} holds no tensors under the name weights")
+    # a large network may be stored in half precision
+    weights = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in weights.items()}
     with torch.device("meta"):  # only shapes: takes no memory and draws no random numbers
-        model = NETWORKS[architecture]()
+        model = networks[architecture]()
 
     def kinds(tensors: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
         return {name: (tuple(tensor.shape), tensor.dtype, tensor.layout) for name, tensor in tensors.items()}

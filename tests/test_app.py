@@ -46,7 +46,7 @@ pytest_plugins = ["databases"]
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "figures" / "samples" / "number.jpg"
-NUMBER = "031652948"  # is on it
+NUMBERS = ["0316", "52948"]  # are on it
 IMAGES, LABELS = load_split("test", ROOT / "dataset")
 DRAWINGS = [pictures(walked(traced(IMAGES[LABELS == digit][1])))[-1] for digit in range(10)]
 API, JSON = "/gradio_api", {"Content-Type": "application/json"}
@@ -142,13 +142,12 @@ def is_plain(text: str) -> bool:
 def test_programs_read_pictures_with_gradio_s_client(site):
     before = stored(site)
     client = Client(site.address, verbose=False, analytics_enabled=False, download_files=site.folder)
-    values, boxed, seen = client.predict(handle_file(SAMPLE), False, api_name="/read")
+    values, outlined, seen = client.predict(handle_file(SAMPLE), False, False, api_name="/read")
     client.close()
-    assert "".join(str(one["digit"]) for one in values["digits"]) == NUMBER
-    assert all(one["trusted"] for one in values["digits"])
-    with Image.open(boxed) as with_boxes, Image.open(SAMPLE) as sample:
-        assert with_boxes.width / with_boxes.height == pytest.approx(sample.width / sample.height, rel=0.01)
-    assert NUMBER in seen and stored(site) == before
+    assert [one["text"] for one in values["numbers"]] == NUMBERS and values["numbers"][1]["trusted"]
+    with Image.open(outlined) as with_outlines, Image.open(SAMPLE) as sample:
+        assert with_outlines.width / with_outlines.height == pytest.approx(sample.width / sample.height, rel=0.01)
+    assert all(number in seen for number in NUMBERS) and stored(site) == before
 
 
 def test_drawings_are_read_kept_and_labelled(site, person):
@@ -317,7 +316,7 @@ def test_other_sites_can_change_nothing(site, person, headers, status):
 
 def test_a_full_queue_is_refused_in_a_sentence(site):
     path = upload(site, "number.jpg", SAMPLE.read_bytes())
-    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, False]
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, False, False]
     sent = [post(site, f"{API}/call/read", json={"data": data}) for _ in range(150)]
     refused = [response for response in sent if response.status_code != 200]
     assert refused and all("queue" in response.text.lower() and is_plain(response.text) for response in refused)
@@ -336,7 +335,7 @@ def test_the_queue_survives_values_of_other_kinds(running):
     for page in (None, -5, 1e308, 10**40, "x", [1]):
         answer = call(running, "history", [*EVERYTHING, page])
         assert answer is None or not isinstance(answer, str) or is_plain(answer), page
-    for name, data in (("read", []), ("read", [7, 7]), ("csv", []), ("relabel", []), ("remove", [1])):
+    for name, data in (("read", []), ("read", [7, 7, 7]), ("csv", []), ("relabel", []), ("remove", [1])):
         assert call(running, name, data) is None
     assert stored(running) == before and Person(running.address).call("state", None)["problem"] is None
 
@@ -373,11 +372,11 @@ def test_uploads_have_a_largest_size(site):
 def test_names_of_uploads_are_only_names(site, name):
     path = upload(site, name, SAMPLE.read_bytes())
     assert Path(path).resolve().is_relative_to(site.folder.resolve()) and "<" not in path
-    values, boxed, seen = call(site, "read", [{"path": path, "orig_name": name, "meta": META}, False])
-    assert "".join(str(one["digit"]) for one in values["digits"]) == NUMBER
-    assert SCRIPT[1:-1] not in seen and boxed["path"].endswith(".png")
+    values, outlined, seen = call(site, "read", [{"path": path, "orig_name": name, "meta": META}, False, False])
+    assert [one["text"] for one in values["numbers"]] == NUMBERS
+    assert SCRIPT[1:-1] not in seen and outlined["path"].endswith(".png")
     path = upload(site, name, b"<html><script>alert(1)</script></html>")
-    answer = call(site, "read", [{"path": path, "orig_name": name, "meta": META}, False])
+    answer = call(site, "read", [{"path": path, "orig_name": name, "meta": META}, False, False])
     assert answer.startswith("the file is not a supported image file") and is_plain(answer)
 
 
@@ -429,7 +428,7 @@ def test_no_file_of_the_server_can_be_read_as_a_picture(running, secrets):
         for value in ({"path": str(path), "meta": META}, {"path": "x.png", "url": str(path), "meta": META},
                       {"path": str(path), "url": f"{API}/file={path}", "orig_name": "x.png", "meta": META},
                       {"path": str(path)}, str(path), [{"path": str(path), "meta": META}]):
-            assert call(running, "read", [value, True]) is None, value
+            assert call(running, "read", [value, True, True]) is None, value
         assert call(running, "csv", [{"path": str(path), "meta": META}, *EVERYTHING[1:]]) is None
     assert stored(running) == before
 

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 import mnist.export
 import run_model
+from mnist.detect import DETECTOR
 from mnist.evaluate import predict
-from mnist.export import FORMATS, INT8, ExportError, Report, check_export, export, load_safetensors
+from mnist.export import FORMATS, INT8, DetectorProgram, ExportError, Report, check_export, export, load_safetensors
 from mnist.networks import MNIST_CNN
-from mnist.weights import WeightsError, load_weights, save_weights
+from mnist.weights import WeightsError, load_detector, load_weights, save_weights
 from mnist_utils import FILES, load_split, write_idx
 from mutation import mutated
 
@@ -299,3 +301,17 @@ def test_bad_requests_end_in_one_line_and_status_2(arguments, fault, data, tmp_p
     assert status == 2
     assert [fault in line for line in capfd.readouterr().err.splitlines()] == [True]
     assert sorted(Path().rglob("*")) == before and Path("my.pth").read_bytes() == WEIGHTS.read_bytes()
+
+
+def test_the_digit_detector_is_exported_as_well(tmp_path, capsys):
+    path = tmp_path / "detector.onnx"
+    assert run_model.main(["--mode", "export", "--format", "onnx-detector", "--output", str(path)]) == 0
+    assert "probabilities differ by at most" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(path)
+    detector, _ = load_detector(DETECTOR)
+    program, grey = DetectorProgram(detector), torch.rand(1, 1, 96, 160)
+    digits = torch.tensor([[30.0, 40.0, 25.0]])
+    for found, expected in zip(session.run(None, {"grey": grey.numpy(), "digits": digits.numpy()}),
+                               program(grey, digits), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
+    assert check_export(path)

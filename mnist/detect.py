@@ -1,0 +1,245 @@
+"""Find the handwritten digits in a picture with the digit detector, also where they touch or stand in boxes.
+
+    found = find_digits(detector, grey)
+    for digit in found.digits:
+        print(digit.probabilities.argmax(), digit.box)
+
+The detector sees the picture at several sizes, because it knows digits of 20 to 44 pixels. At each
+size it marks where a digit's centre is, and each pixel of ink votes for the centre of its own digit.
+The votes separate digits that touch. Then each digit is cropped, and the detector's reader says which
+one it is, or that it is none.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from mnist.networks import DigitDetector, local_contrast
+from mnist.picture import MAX_WORKING_SIDE, MIN_WORKING_SIDE, crop
+
+DETECTOR = Path(__file__).with_name("detector.pth")  # the weights file of the detector that this project trained
+CELL = 4  # the detector's maps have a cell for each 4 × 4 pixels
+SMALLEST, LARGEST = 20.0, 44.0  # pixels: the longer side of the digits that the detector finds
+REFERENCE = 32.0  # pixels: the unit of the votes; sizes are logarithms of their ratio to it
+STEP = 1.6  # between the sizes at which the picture is seen; less than LARGEST / SMALLEST, so that no digit is missed
+ENLARGED = 1.5  # a picture is enlarged at most so much, or to MIN_WORKING_SIDE
+MARGIN = 16  # pixels around the picture, so that digits at its edge have a background
+MIN_SCORE = 0.1  # of what is returned at all
+CERTAIN_SCORE = 0.3  # of a digit whose ink is no other writing
+MAX_CANDIDATES = 1500  # the strongest ones; a page of print has more
+SAME_OVERLAP, SAME_INSIDE = 0.45, 0.75  # two boxes are one digit above either: intersection over union, over smaller
+CROP, CROPPED = 32, 1.3  # pixels of a crop's side, and how much larger than the digit it is
+OWN = 0.35  # of a digit's side: ink that votes for a place so far from its centre is hardly its own
+NONE = 10  # the reader's class for what is no digit
+SHARPER = 3  # a digit's strokes are cut out at three times the size at which the detector saw it
+
+FloatBox = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class FoundDigit:
+    """A digit that the detector has found."""
+
+    score: float  # 0 to 1: how sure it is that there is a digit's centre
+    logits: np.ndarray  # (11,) of the digits 0 to 9 and of none; their mean where it was seen at several sizes
+    box: FloatBox  # in pixels of the picture
+    strokes: np.ndarray  # (h, w) bool: its own strokes, without those of its neighbours
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the detector has found in a picture."""
+
+    digits: list[FoundDigit]  # by score; also doubtful ones
+    writing: list[FloatBox]  # other pen strokes: words, signs, and digits that were not recognised
+
+
+class View(NamedTuple):
+    """What the detector sees at one size: maps (C, h, w) with a cell for each 4 × 4 pixels."""
+
+    heat: np.ndarray  # (h, w): 0 to 1, high at the centre of a digit
+    sizes: np.ndarray  # (2, h, w): width and height of the digit whose centre this is, in pixels
+    layers: Tensor  # (1, 4, H, W): see `layers`
+    scale: tuple[float, float]  # pixels of the view for each pixel of the picture, across and down
+
+
+@torch.inference_mode()
+def views(detector: DigitDetector, grey: np.ndarray) -> list[View]:
+    """What the detector sees in a picture (H, W) from 0 to 1, from the largest size to the smallest."""
+    height, width = grey.shape
+    longest = max(height, width)
+    picture = torch.from_numpy(np.ascontiguousarray(grey, np.float32))[None, None]
+    device = next(detector.parameters()).device
+    scale = min(MAX_WORKING_SIDE / longest, max(ENLARGED, MIN_WORKING_SIDE / longest))
+    results = []
+    while longest * scale >= LARGEST:
+        high, wide = max(8, round(height * scale)), max(8, round(width * scale))
+        view = F.interpolate(picture, size=(high, wide), mode="bilinear", align_corners=False, antialias=scale < 1)
+        view = F.pad(view, (MARGIN, MARGIN + -wide % 8, MARGIN, MARGIN + -high % 8), mode="replicate")
+        view = view.to(device)
+        heat, sizes, votes, strokes = detector(view)
+        results.append(View(heat[0, 0].sigmoid().cpu().numpy(),
+                            (REFERENCE * sizes[0].clamp(-2, 1.5).exp()).cpu().numpy(),
+                            layers(view, votes, strokes), (wide / width, high / height)))
+        scale /= STEP
+    return results
+
+
+def layers(grey: Tensor, votes: Tensor, strokes: Tensor) -> Tensor:
+    """What crops are made of (N, 4, H, W): local contrast, ink from 0 to 1, x and y of the centre each pixel votes for.
+
+    `votes` (N, 2, h, w) and `strokes` (N, 1, H, W) are the detector's for grey levels (N, 1, H, W).
+    """
+    rows, columns = ((torch.arange(n, device=votes.device) + 0.5) * CELL for n in votes.shape[2:])
+    places = votes.float() * REFERENCE + torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
+    places = F.interpolate(places.contiguous(), scale_factor=float(CELL), mode="bilinear", align_corners=False)
+    return torch.cat([local_contrast(grey), strokes.float().sigmoid(), places], 1)
+
+
+def crops(layers: Tensor, pictures: Tensor, middles: Tensor, sides: Tensor) -> Tensor:
+    """Square crops (K, 3, CROP, CROP) for the reader, of digits with these middles (K, 2) and longer sides (K,).
+
+    `layers` are (N, 4, H, W), and `pictures` (K,) says in which of the N each digit is.
+    """
+    reach = CROPPED / 2 * sides[:, None]
+    boxes = torch.cat([pictures[:, None].float(), middles - reach, middles + reach], 1)
+    parts = roi_align(layers, boxes, CROP, sampling_ratio=1, aligned=True)
+    away = (parts[:, 2:] - middles[:, :, None, None]).square().sum(1, keepdim=True)
+    return torch.cat([parts[:, :2], (-away / (OWN * sides).square()[:, None, None, None]).exp()], 1)
+
+
+def find_digits(detector: DigitDetector, grey: np.ndarray) -> Found:
+    """The digits in a picture (H, W) from 0 to 1, and the other writing in it."""
+    seen = views(detector, grey)
+    candidates = sorted((one for number, view in enumerate(seen) for one in _peaks(view, number)), reverse=True,
+                        key=lambda one: one.score)[:MAX_CANDIDATES]
+    kept = _without_duplicates(candidates)
+    everything = [one for digit, twins in kept for one in (digit, *twins)]
+    logits = dict(zip(map(id, everything), _read(detector, seen, everything)))
+    digits, read = [], []
+    for one, twins in kept:
+        mean = np.mean([logits[id(twin)] for twin in (one, *twins)], 0)
+        if one.score > CERTAIN_SCORE and mean.argmax() != NONE:
+            read.append(one)
+        strokes = _own_strokes(seen[one.view], one, [other for other, _ in kept])
+        if strokes.any():
+            digits.append(FoundDigit(one.score, mean, one.box, crop(strokes)))
+    return Found(digits, _other_writing(seen, read))
+
+
+class _Candidate(NamedTuple):
+    score: float
+    box: FloatBox  # in pixels of the picture
+    view: int
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+    @property
+    def side(self) -> float:
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
+
+def _peaks(view: View, number: int) -> list[_Candidate]:
+    """The places where a digit is more likely than in the cells around."""
+    score = view.heat
+    rows, columns = np.nonzero((score > MIN_SCORE) & (score == ndimage.maximum_filter(score, 3, mode="nearest")))
+    x, y = (columns + 0.5) * CELL - MARGIN, (rows + 0.5) * CELL - MARGIN
+    wide, high = view.sizes[:, rows, columns]
+    across, down = view.scale
+    boxes = np.stack([(x - wide / 2) / across, (y - high / 2) / down, (x + wide / 2) / across, (y + high / 2) / down])
+    inside = (x > 0) & (y > 0) & (x < (score.shape[1] * CELL - 2 * MARGIN)) & (y < (score.shape[0] * CELL - 2 * MARGIN))
+    return [_Candidate(float(score[row, column]), tuple(box), number)
+            for row, column, box, good in zip(rows, columns, boxes.T.tolist(), inside) if good]
+
+
+@torch.inference_mode()
+def _read(detector: DigitDetector, seen: list[View], candidates: list[_Candidate]) -> np.ndarray:
+    """The reader's logits (K, 11) for each candidate."""
+    logits = np.zeros((len(candidates), 11), np.float32)
+    for number, view in enumerate(seen):
+        own = [index for index, one in enumerate(candidates) if one.view == number]
+        if not own:
+            continue
+        device = view.layers.device
+        middles = torch.tensor([candidates[index].middle for index in own], device=device)
+        middles = middles * torch.tensor(view.scale, device=device) + MARGIN
+        sides = torch.tensor([candidates[index].side for index in own], device=device) * max(view.scale)
+        parts = crops(view.layers, torch.zeros(len(own), device=device), middles, sides)
+        logits[own] = torch.cat([detector.reader(part) for part in parts.split(250)]).cpu().numpy()
+    return logits
+
+
+def _without_duplicates(candidates: list[_Candidate]) -> list[tuple[_Candidate, list[_Candidate]]]:
+    """Non-maximum suppression: the strongest candidate of each digit, and the same digit seen at other sizes."""
+    boxes = np.array([one.box for one in candidates]).reshape(-1, 4)
+    middles = np.array([one.middle for one in candidates]).reshape(-1, 2)
+    sides = np.array([one.side for one in candidates])
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    left, kept = np.ones(len(candidates), bool), []
+    for index, one in enumerate(candidates):
+        if not left[index]:
+            continue
+        shared = (np.minimum(boxes[:, 2:], boxes[index, 2:]) - np.maximum(boxes[:, :2], boxes[index, :2])).clip(0)
+        shared = shared[:, 0] * shared[:, 1]
+        apart = np.hypot(*(middles - middles[index]).T) / np.minimum(sides, sides[index])
+        twin = (apart < 0.25) & (np.maximum(sides, sides[index]) < 1.6 * np.minimum(sides, sides[index]))
+        same = twin | (shared > SAME_OVERLAP * (areas + areas[index] - shared)) \
+            | (shared > SAME_INSIDE * np.minimum(areas, areas[index]))
+        twin &= left
+        twin[index] = False
+        kept.append((one, [candidates[other] for other in np.flatnonzero(twin) if candidates[other].view != one.view]))
+        left &= ~same
+    return kept
+
+
+def _own_strokes(view: View, one: _Candidate, others: list[_Candidate]) -> np.ndarray:
+    """The ink that votes for this digit's centre, rather than for another's; bool, SHARPER times the view's size."""
+    across, down = view.scale
+    side = one.side * max(across, down)
+    margin = 0.15 * side + 2
+    left, top = (max(0, int(edge * scale + MARGIN - margin)) for edge, scale in zip(one.box[:2], view.scale))
+    right, bottom = (int(edge * scale + MARGIN + margin) + 1 for edge, scale in zip(one.box[2:], view.scale))
+    part = np.s_[top:bottom, left:right]
+    _, ink, *votes = view.layers[0, :, *part].cpu().numpy()
+    if not ink.size:
+        return np.zeros((1, 1), bool)
+
+    def distance(digit: _Candidate) -> np.ndarray:
+        return np.hypot(votes[0] - digit.middle[0] * across - MARGIN, votes[1] - digit.middle[1] * down - MARGIN)
+
+    own = distance(one)
+    ink = ink * (own < 0.8 * side)
+    for other in others:
+        if other is not one and abs(other.middle[0] - one.middle[0]) < 3 * one.side \
+                and abs(other.middle[1] - one.middle[1]) < 3 * one.side:
+            ink = ink * (own < distance(other))
+    larger = F.interpolate(torch.from_numpy(ink)[None, None], scale_factor=float(SHARPER), mode="bicubic",
+                           align_corners=False)
+    return larger[0, 0].numpy() > 0.5
+
+
+def _other_writing(seen: list[View], digits: list[_Candidate]) -> list[FloatBox]:
+    """Boxes of the strokes that belong to none of these digits, in the view in which most of them were found."""
+    if not digits:
+        return []
+    view = seen[int(np.median([one.view for one in digits]))]
+    across, down = view.scale
+    ink = view.layers[0, 1].cpu().numpy() > 0.5
+    for one in digits:
+        margin = 0.1 * one.side
+        left, top = (max(0, int((edge - margin) * scale + MARGIN)) for edge, scale in zip(one.box[:2], view.scale))
+        right, bottom = (int((edge + margin) * scale + MARGIN) + 1 for edge, scale in zip(one.box[2:], view.scale))
+        ink[top:bottom, left:right] = False
+    parts, _ = ndimage.label(ink, np.ones((3, 3)))
+    return [((columns.start - MARGIN) / across, (rows.start - MARGIN) / down,
+             (columns.stop - MARGIN) / across, (rows.stop - MARGIN) / down)
+            for rows, columns in ndimage.find_objects(parts)]

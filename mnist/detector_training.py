@@ -1,0 +1,194 @@
+"""Train the digit detector on scenes that are drawn while it trains.
+
+    training = DetectorTraining("dataset", Path("mnist/detector.pth"), seed=0)
+    for epoch in training.epochs(resume=False):
+        print(epoch.number, epoch.val_accuracy)
+    training.save()
+
+The digits are MNIST's training images without those held out for validation. The scenes for
+validation are whole pictures, drawn from the held-out images.
+"""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
+from mnist.detect import CELL, NONE, REFERENCE, crops, find_digits, layers
+from mnist.networks import DigitDetector
+from mnist.numbers import group
+from mnist.scenes import Digits, Targets, draw_page, draw_scenes, words
+from mnist.train import bfloat16_is_fast
+from mnist.weights import save_weights
+from mnist_utils import digest, load_training
+
+STEPS = 500  # in what counts as an epoch
+SCENES = 32  # in a step
+LEARNING_RATE = 3e-3
+EPOCHS = 14
+CROPS, OTHERS = 88, 32  # per step, at most: crops of digits and of other places
+PAGES = 40  # validation pictures after each epoch
+READ_SCORE = 0.25  # of the digits that count as read in validation
+
+
+class _Scenes(Dataset[tuple[Tensor, Targets]]):
+    """The batches of scenes, each a function of the seed and its number."""
+
+    def __init__(self, digits: Digits, seed: int) -> None:
+        self.digits, self.seed, self.words = digits, seed, words()
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Targets]:
+        return draw_scenes(self.digits, self.words, SCENES, self.seed, number)
+
+
+class DetectorTraining:
+    """Trains a digit detector, and keeps its checkpoint beside its weights file."""
+
+    def __init__(self, data: str | os.PathLike[str], path: Path, *, seed: int) -> None:
+        """Load the data, and initialise the detector. Raises what `load_training` raises."""
+        self.path, self.checkpoint, self.seed = path, path.with_suffix(".checkpoint"), seed
+        self.train_set, self.val_set, self.mean, self.std = load_training(data)
+        torch.manual_seed(seed)
+        self.detector = DigitDetector()
+        self.settings: dict[str, Any] = {}
+
+    def epochs(self, *, resume: bool, epochs: int = EPOCHS, batch_bar: tqdm | None = None) -> Iterator[Epoch]:
+        """Train, epoch by epoch; accuracy is the share of validation pictures of which every digit is read.
+
+        With `resume` it continues after the checkpoint's last epoch, and ends with the weights of an
+        uninterrupted training run. Raises WeightsError for a checkpoint of another training run,
+        FileNotFoundError if it is missing, and OSError if it cannot be written.
+        """
+        stored = read_checkpoint(self.checkpoint) if resume else None
+        detector = self.detector.to(memory_format=torch.channels_last).train()
+        optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, epochs * STEPS, pct_start=0.05,
+                                                       cycle_momentum=False)
+        amp = bfloat16_is_fast(torch.device("cpu"))
+        self.settings = {"network": "DigitDetector", "epochs": epochs, "steps": STEPS, "scenes": SCENES,
+                         "learning_rate": LEARNING_RATE, "seed": self.seed, "amp": amp,
+                         "data": digest(*self.train_set, *self.val_set)}
+        state = TrainingState(detector, optimizer, schedule, torch.Generator(), self.settings, losses=torch.empty(0))
+        if stored:
+            state.restore(stored, self.checkpoint)
+        yield from state.history
+        if len(state.history) == epochs:
+            return
+        state.save(self.checkpoint)
+        digits, held_out = Digits(*self.train_set, bar=batch_bar), Digits(*self.val_set, bar=batch_bar)
+        first = len(state.history) * STEPS
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads - 1))  # a process of its own draws the scenes
+        scenes = iter(DataLoader(_Scenes(digits, self.seed), batch_size=None, num_workers=1, prefetch_factor=4,
+                                 sampler=range(first, epochs * STEPS)))
+        try:
+            while len(state.history) < epochs:
+                start = time.perf_counter()
+                if batch_bar is not None:
+                    batch_bar.reset(total=STEPS)
+                loss, rates = self._train_epoch(state, scenes, amp, batch_bar)
+                val_loss, accuracy = self.validate(held_out)
+                state.record(Epoch(len(state.history) + 1, loss, val_loss, accuracy, time.perf_counter() - start,
+                                   rates))
+                state.save(self.checkpoint)
+                yield state.history[-1]
+        finally:
+            torch.set_num_threads(threads)
+
+    def _train_epoch(self, state: TrainingState, scenes: Iterator[Any], amp: bool,
+                     batch_bar: tqdm | None) -> tuple[float, tuple[float, ...]]:
+        self.detector.train()
+        total, rates = 0.0, list[float]()
+        for _ in range(STEPS):
+            pictures, targets = next(scenes)
+            loss = detection_loss(self.detector, pictures, targets, amp)
+            state.optimizer.zero_grad()
+            loss.backward()
+            rates += [float(rate) for rate in state.schedule.get_last_lr()]
+            state.optimizer.step()
+            state.schedule.step()
+            total += loss.item()
+            if batch_bar is not None:
+                batch_bar.update()
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the training loss became {total}: try another seed")
+        return total / STEPS, tuple(rates)
+
+    def validate(self, digits: Digits) -> tuple[float, float]:
+        """The loss on scenes, and the share of pictures read right, both drawn from these digits."""
+        self.detector.eval()
+        with torch.no_grad():
+            scenes = [draw_scenes(digits, words(), SCENES, self.seed + 1, number) for number in range(4)]
+            loss = np.mean([detection_loss(self.detector, pictures, targets).item() for pictures, targets in scenes])
+        right = [read_page(self.detector, digits, self.seed, number) for number in range(PAGES)]
+        return float(loss), float(np.mean(right))
+
+    def save(self) -> None:
+        """Save the trained weights in half precision. Raises OSError if the file cannot be written."""
+        half = copy.deepcopy(self.detector).half()
+        training = self.settings | {"threads": torch.get_num_threads(), "torch": version("torch")}
+        save_weights(self.path, half, mean=0.0, std=1.0, training=training)
+
+
+def read_page(detector: DigitDetector, digits: Digits, seed: int, number: int) -> bool:
+    """Whether exactly the digits of one validation picture are found, in their order."""
+    grey, placed = draw_page(digits, words(), seed, number)
+    found = [one for one in find_digits(detector, grey).digits
+             if one.score > READ_SCORE and one.logits.argmax() != NONE]
+    order = [found[index] for line in group([one.box for one in found]).numbers for index in line]
+    return [int(one.logits[:NONE].argmax()) for one in order] == [one.label for one in placed]
+
+
+def detection_loss(detector: DigitDetector, pictures: Tensor, targets: Targets, amp: bool = False) -> Tensor:
+    """What training minimises: for centres the focal loss of Zhou, Wang & Krähenbühl (2019), for the rest the usual.
+
+    The reader's part is the cross-entropy on crops of the digits, and of the likeliest other places.
+    """
+    targets = Targets(*targets)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        maps = detector(pictures)
+    centres, sizes, votes, strokes = (part.float() for part in maps)
+    here, chance = F.logsigmoid(centres), centres.sigmoid()
+    centred = (targets.heat == 1).float()
+    wanted = centred * (1 - chance) ** 2 * here
+    # near a centre, being wrong costs less
+    unwanted = (1 - centred) * (1 - targets.heat) ** 4 * chance ** 2 * (here - centres)
+    found = -(wanted + unwanted * ~targets.ignored[:, None]).sum()
+    size = (F.smooth_l1_loss(sizes, targets.sizes, reduction="none", beta=0.1) * targets.centred[:, None]).sum()
+    vote = (F.smooth_l1_loss(votes, targets.centres, reduction="none", beta=0.1) * targets.inked[:, None]).sum()
+    with torch.no_grad():
+        parts, labels = _crops(pictures, targets, chance, sizes, votes, strokes)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        read = detector.reader(parts.contiguous(memory_format=torch.channels_last))
+    return ((found + 2 * size) / centred.sum().clamp_min(1) + vote / targets.inked.sum().clamp_min(1)
+            + F.binary_cross_entropy_with_logits(strokes, targets.strokes) + F.cross_entropy(read.float(), labels))
+
+
+def _crops(pictures: Tensor, targets: Targets, chance: Tensor, sizes: Tensor, votes: Tensor,
+           strokes: Tensor) -> tuple[Tensor, Tensor]:
+    """Crops of some digits and of likely places without a digit: the crops (K, 3, 32, 32), the labels (K,)."""
+    around = F.max_pool2d(targets.heat, 3, 1, 1)[:, 0]
+    peaks = (chance == F.max_pool2d(chance, 3, 1, 1))[:, 0] & (around < 0.1) & ~targets.ignored
+    digits = targets.centred.nonzero()
+    digits = digits[:: max(1, -(-len(digits) // CROPS))]
+    others = peaks.nonzero()
+    others = others[chance[:, 0][peaks].topk(min(OTHERS, len(others))).indices]
+    cells = torch.cat([digits, others])
+    labels = torch.cat([targets.labels[tuple(digits.T)], torch.full([len(others)], NONE)])
+    own = torch.where(targets.centred[:, None], targets.sizes, sizes.clamp(-0.8, 0.6)).amax(1)[tuple(cells.T)]
+    # as inaccurate as the detector's own boxes
+    sides = REFERENCE * own.exp() * (1 + 0.08 * torch.randn(len(cells)))
+    middles = (cells[:, [2, 1]] + 0.5) * CELL + 0.05 * sides[:, None] * torch.randn(len(cells), 2)
+    return crops(layers(pictures, votes, strokes), cells[:, 0], middles, sides), labels

@@ -1,0 +1,74 @@
+"""From the digits in a picture to numbers: which digits stand on one line, and where a number ends."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+STEEPEST = math.radians(25)  # of a line of digits
+SAME_LINE = 0.7  # how far a digit may lie above or below the one before, relative to their height
+WIDE_GAP = 1.6  # between the centres of two digits, relative to their height: wider gaps separate numbers
+UNEVEN_GAP = 1.7  # relative to the line's median, because a form's boxes may stand far apart
+
+FloatBox = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+class Grouping(NamedTuple):
+    """The digits of a picture in reading order."""
+
+    numbers: list[list[int]]  # for each number the indices of its digits, from left to right
+    angle: float  # of the lines, in radians, clockwise
+
+
+def group(boxes: list[FloatBox]) -> Grouping:
+    """Group digits with these boxes into lines, from top to bottom, and each line into numbers."""
+    if not boxes:
+        return Grouping([], 0.0)
+    edges = np.array(boxes)
+    middles = (edges[:, :2] + edges[:, 2:]) / 2
+    # a flat digit, such as a lying 1, is no smaller than its neighbours
+    heights = np.maximum(edges[:, 3] - edges[:, 1], 0.8 * (edges[:, 2] - edges[:, 0]))
+    angle = _angle(middles, heights)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    x, y = (middles @ turn).T
+    lines: list[list[int]] = []
+    for index in x.argsort(kind="stable").tolist():
+        def off(line: list[int], index: int = index) -> float:
+            last = line[-1]
+            return abs(y[index] - y[last]) / (heights[index] + heights[last]) * 2
+
+        best = min(lines, key=off, default=None)
+        if best is not None and off(best) < SAME_LINE:
+            best.append(index)
+        else:
+            lines.append([index])
+    lines.sort(key=lambda line: float(y[line].mean()))
+    numbers = []
+    for line in lines:
+        steps = np.diff(x[line])
+        usual = (heights[line[1:]] + heights[line[:-1]]) / 2
+        ends = steps > np.maximum(WIDE_GAP * usual, UNEVEN_GAP * np.median(steps) if len(steps) > 2 else 0)
+        numbers += [part.tolist() for part in np.split(np.array(line), np.flatnonzero(ends) + 1)]
+    return Grouping(numbers, angle)
+
+
+def outline(boxes: list[FloatBox], angle: float) -> list[tuple[float, float]]:
+    """The corners of the rectangle around some boxes that is turned by `angle`, clockwise from the upper left."""
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    edges = np.array(boxes)
+    middles, sides = (edges[:, :2] + edges[:, 2:]) / 2 @ turn, (edges[:, 2:] - edges[:, :2]) / 2
+    low, high = (middles - sides).min(0), (middles + sides).max(0)
+    corners = np.array([low, [high[0], low[1]], high, [low[0], high[1]]]) @ turn.T
+    return [(x, y) for x, y in corners.tolist()]
+
+
+def _angle(middles: np.ndarray, heights: np.ndarray) -> float:
+    """The median angle between each digit and the nearest one on its right."""
+    across = middles[None, :, 0] - middles[:, None, 0]
+    down = middles[None, :, 1] - middles[:, None, 1]
+    usual = np.minimum(heights[None, :], heights[:, None])
+    steep = np.abs(down) > math.tan(STEEPEST) * across + 0.2 * usual  # an offset of its own
+    distance = np.where(steep | (across < 0.15 * usual), np.inf, np.hypot(across, 2 * down))
+    nearest = distance.argmin(1)
+    known = np.flatnonzero(np.isfinite(distance.min(1)))
+    return float(np.median(np.arctan2(down, across)[known, nearest[known]])) if len(known) else 0.0

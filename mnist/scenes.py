@@ -1,0 +1,731 @@
+"""Scenes to train the digit detector on: MNIST's training digits, written on made-up paper.
+
+    digits = Digits(images, labels)
+    scene = draw_scenes(digits, words, count=32, seed=0, number=0)
+
+A scene is a grey patch of 128 × 128 pixels: a part of a form, a list, a page on a table, a sign. Its
+digits have a random pen and size, and may touch; words, ruling, boxes and table edges are beside and
+below them. Number and seed decide what is drawn, so a training run can be repeated and resumed.
+Lengths are in pixels, ink and grey levels run from 0 to 1.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+from skimage.morphology import skeletonize
+from torch import Tensor
+from tqdm import tqdm
+
+SIDE = 128  # of a patch
+CELL = 4  # the detector's grid has a cell for each 4 × 4 pixels
+SMALLEST, LARGEST = 20.0, 44.0  # the longer side of the digits that the detector is to find
+NEARLY = 1.5  # digits too small or too large by at most this factor may be found
+TILE = 72  # a digit is drawn in a tile of 72 × 72 pixels
+FIELD = 56  # a digit's distances are kept on a grid of 56 × 56
+STEPS = 16.0  # distances are kept in sixteenths of that grid
+REFERENCE = 32.0  # sizes are given as logarithms of their ratio to this length
+Rng = np.random.Generator
+
+
+class Digits:
+    """Handwritten digits, as distances from which a pen of any width can draw them."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, bar: tqdm | None = None) -> None:
+        """`images` are (N, 28, 28) uint8, `labels` (N,). Takes about half a millisecond for each; `bar` shows it."""
+        if bar is not None:
+            bar.reset(total=len(images))
+        self.labels = labels.astype(int)
+        self.outline = torch.zeros(len(images), FIELD, FIELD, dtype=torch.uint8)  # distance inside the ink, + 128
+        self.line = torch.zeros(len(images), FIELD, FIELD, dtype=torch.uint8)  # distance from the centre line
+        self.boxes = torch.zeros(len(images), 4)  # left, top, right, bottom of the ink, on the grid
+        for number, image in enumerate(images):
+            if bar is not None:
+                bar.update()
+            size = (FIELD, FIELD)
+            ink = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) > 100
+            if not ink.any():
+                continue
+            inside = ndimage.distance_transform_edt(ink) - ndimage.distance_transform_edt(~ink)
+            away = ndimage.distance_transform_edt(~skeletonize(ink))
+            self.outline[number] = torch.from_numpy((128 + STEPS * inside).clip(0, 255).astype(np.uint8))
+            self.line[number] = torch.from_numpy((STEPS * away).clip(0, 255).astype(np.uint8))
+            rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+            self.boxes[number] = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+class Writing(NamedTuple):
+    """One digit to draw: which, how large and how bent."""
+
+    digit: int  # its number in the bank
+    height: float
+    stretch: float  # width, relative to MNIST's
+    slant: float  # to the right for each pixel up
+    angle: float  # radians, clockwise
+    pen: float  # width of the pen, relative to the height; 0 for MNIST's own strokes
+    growth: float  # added to MNIST's own strokes on each side, relative to the height
+
+
+def draw_digits(bank: Digits, writings: list[Writing], generator: torch.Generator) -> np.ndarray:
+    """Each digit's ink (K, TILE, TILE), float32, drawn in the middle of a tile."""
+    count = len(writings)
+    index = torch.tensor([one.digit for one in writings])
+    height, stretch, slant, angle, pen, growth = (
+        torch.tensor([one[field] for one in writings])[:, None, None] for field in range(1, 7))
+    left, top, right, bottom = (bank.boxes[index, side][:, None, None] for side in range(4))
+    scale = (bottom - top) / height  # grid steps for each pixel
+    x = (torch.arange(TILE) + 0.5 - TILE / 2)[None, None, :]
+    y = (torch.arange(TILE) + 0.5 - TILE / 2)[None, :, None]
+    # a hand's irregularity: smooth, about two hundredths of the height
+    bend = F.interpolate(torch.randn(count, 2, 5, 5, generator=generator), size=(TILE, TILE), mode="bilinear",
+                         align_corners=True) * (0.022 * height)[:, None]
+    x, y = angle.cos() * x + angle.sin() * y + bend[:, 0], angle.cos() * y - angle.sin() * x + bend[:, 1]
+    x, y = scale * (x + slant * y) / stretch + (left + right) / 2, scale * y + (top + bottom) / 2
+    places = torch.stack([x, y], -1) * (2 / FIELD) - 1
+    fields = torch.stack([bank.outline[index], bank.line[index]], 1).float()
+    # beyond the grid there is no ink: the border repeats, and ink never reaches it
+    outline, line = F.grid_sample(fields, places, padding_mode="border", align_corners=False).unbind(1)
+    outline, line = (outline - 128) / STEPS / scale, line / STEPS / scale
+    own, drawn = outline + growth * height, (pen * height / 2).clamp_min(0.55) - line
+    ink = (torch.where(pen > 0, drawn, own) + 0.5).clamp(0, 1).numpy()
+    ink[~np.isfinite(ink)] = 0
+    return ink
+
+
+@cache
+def words(count: int = 4000, seed: int = 0) -> list[np.ndarray]:
+    """Printed and bent words, letters and signs: ink (h, w) with h of about 40.
+
+    The fonts are matplotlib's, so they are the same on every machine. Letters that look like a digit
+    occur only inside words.
+    """
+    rng = np.random.default_rng(seed)
+    fonts = sorted(path for path in Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf")
+                   if path.name.startswith(("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmr10", "cmtt10", "cmss10"))
+                   and "Display" not in path.name)
+    letters, alone, signs = [list(text) for text in (
+        "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",
+        "acdefhkmnprtuvwxyACDEFGHJKLMNPQRTUVWXY", "+*#%&?=@!:;()[]{}<>\\_'\"~^$")]
+    bank: list[np.ndarray] = []
+    while len(bank) < count:
+        font = ImageFont.truetype(str(fonts[rng.integers(len(fonts))]), 40)
+        kind = rng.random()
+        length = int(rng.integers(2, 9))
+        text = "".join(rng.choice(letters, length) if kind < 0.6 else rng.choice(alone, 1) if kind < 0.85
+                       else rng.choice(signs, int(rng.integers(1, 3))))
+        if kind < 0.3:
+            text = text.capitalize()
+        image = Image.new("L", (round(font.getlength(text)) + 40, 80))
+        ImageDraw.Draw(image).text((20, 10), text, 255, font)
+        ink = np.asarray(image, np.float32) / 255
+        if rng.random() < 0.6:  # as by hand: bent, with a pen of one width
+            y, x = np.indices(ink.shape, np.float32)
+            bends = [ndimage.zoom(rng.normal(0, rng.uniform(0.5, 2), [n // 12 + 2 for n in ink.shape]),
+                                  [n / (n // 12 + 2) for n in ink.shape], order=1) for _ in "yx"]
+            slant = rng.normal(0, 0.15) * (y - 40)
+            ink = ndimage.map_coordinates(ink, [y + bends[0], x + bends[1] + slant], order=1)
+            if rng.random() < 0.6 and (ink > 0.5).any():
+                away = ndimage.distance_transform_edt(~skeletonize(ink > 0.5))
+                ink = np.clip(rng.uniform(0.8, 2.6) + 0.5 - away, 0, 1).astype(np.float32)
+        rows, columns = np.flatnonzero((ink > 0.2).any(1)), np.flatnonzero((ink > 0.2).any(0))
+        if len(rows) > 5 and len(columns) > 5:
+            bank.append(np.ascontiguousarray(ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], np.float32))
+    return bank
+
+
+@dataclass
+class Layout:
+    """What is written on one patch or page, before it is photographed."""
+
+    shape: tuple[int, int]
+    ink: np.ndarray  # (H, W) of the digits
+    other: np.ndarray  # (H, W) of words and signs
+    light: bool = False  # light ink on dark paper
+    page: bool = False  # whether an edge of the page may be seen
+    table: bool = False  # whether there is no paper at all
+    pitch: float = 0.0  # between the walls of a form's boxes; 0 without a form
+    form: tuple[float, float, float, float, float] = (0, 0, 0, 0, 0)  # see Form
+
+
+class Placed(NamedTuple):
+    """A digit that was written: its class, and its ink's box."""
+
+    label: int
+    left: int
+    top: int
+    right: int
+    bottom: int
+    visible: float  # share of its box inside the patch
+
+
+class Targets(NamedTuple):
+    """What the detector is to find in B patches; the grid (h, w) has a cell for each 4 × 4 pixels."""
+
+    heat: Tensor  # (B, 1, h, w): 1 at a digit's centre, falling to 0 around it
+    labels: Tensor  # (B, h, w): the digit whose centre this is
+    sizes: Tensor  # (B, 2, h, w): logarithm of width and height, at the centres
+    centres: Tensor  # (B, 2, h, w): from the middle of a cell with ink to its digit's centre, in units of REFERENCE
+    strokes: Tensor  # (B, 1, H, W): ink, of digits and words
+    centred: Tensor  # (B, h, w) bool: cells with a centre
+    inked: Tensor  # (B, h, w) bool: cells with ink of one digit
+    ignored: Tensor  # (B, h, w) bool: cells where finding a digit is neither right nor wrong
+
+
+def paste(canvas: np.ndarray, ink: np.ndarray, left: int, top: int) -> None:
+    """Put ink (h, w) on a canvas, as far as it lies inside; crossing strokes keep the darker value."""
+    x0, y0 = max(left, 0), max(top, 0)
+    x1, y1 = min(left + ink.shape[1], canvas.shape[1]), min(top + ink.shape[0], canvas.shape[0])
+    if x1 > x0 and y1 > y0:
+        place = canvas[y0:y1, x0:x1]
+        np.maximum(place, ink[y0 - top:y1 - top, x0 - left:x1 - left], out=place)
+
+
+def draw_segment(canvas: np.ndarray, start: tuple[float, float], end: tuple[float, float], width: float) -> None:
+    """Draw a straight pen stroke from (x, y) to (x, y)."""
+    margin = width / 2 + 1
+    x0, x1 = max(0, int(min(start[0], end[0]) - margin)), min(canvas.shape[1], int(max(start[0], end[0]) + margin) + 1)
+    y0, y1 = max(0, int(min(start[1], end[1]) - margin)), min(canvas.shape[0], int(max(start[1], end[1]) + margin) + 1)
+    if x1 <= x0 or y1 <= y0:
+        return
+    y, x = np.ogrid[y0:y1, x0:x1]
+    along = np.subtract(end, start)
+    share = ((x - start[0]) * along[0] + (y - start[1]) * along[1]) / max(along @ along, 1e-6)
+    share = share.clip(0, 1)
+    away = np.hypot(x - start[0] - share * along[0], y - start[1] - share * along[1])
+    place = canvas[y0:y1, x0:x1]
+    np.maximum(place, (width / 2 - away + 0.5).clip(0, 1), out=place)
+
+
+class Hand(NamedTuple):
+    """How one person writes one line."""
+
+    height: float
+    pen: float
+    growth: float
+    slant: float
+    stretch: float
+    angle: float  # of the line, radians
+
+
+def new_hand(rng: Rng, low: float, high: float) -> Hand:
+    height = math.exp(rng.uniform(math.log(low), math.log(high)))
+    own = rng.random() < 0.4
+    return Hand(height, 0.0 if own else math.exp(rng.uniform(math.log(0.035), math.log(0.17))),
+                rng.uniform(-0.025, 0.04) if own else 0.0, rng.normal(0, 0.13), math.exp(rng.normal(0, 0.13)),
+                math.radians(rng.uniform(-17, 17) if rng.random() < 0.6 else rng.normal(0, 2)))
+
+
+def writing(bank: Digits, hand: Hand, rng: Rng, widest: float = 1.5) -> Writing:
+    """A random digit as this hand writes it, at most `widest` times as wide as the hand's height."""
+    digit = int(rng.integers(len(bank.labels)))
+    left, top, right, bottom = bank.boxes[digit].tolist()
+    height, stretch = hand.height * math.exp(rng.normal(0, 0.07)), hand.stretch * math.exp(rng.normal(0, 0.06))
+    wide = height * stretch * (right - left) / max(1.0, bottom - top)
+    height *= min(1.0, widest * hand.height / max(wide, 1e-6))
+    return Writing(digit, min(height, TILE - 10.0), stretch, hand.slant + rng.normal(0, 0.06),
+                   hand.angle + rng.normal(0, 0.05), hand.pen, hand.growth)
+
+
+class Line(NamedTuple):
+    """A line to write: its digits, and where."""
+
+    patch: int
+    writings: list[Writing]
+    gaps: list[float]  # before each digit: between its ink and that of the digit before; relative to the height
+    drops: list[float]  # of each digit below the line
+    x: float
+    y: float  # of the line's middle at x
+    hand: Hand
+    pitch: float = 0.0  # in a form: the width of each digit's box
+
+
+def _lines(bank: Digits, patch: int, rng: Rng) -> list[Line]:
+    """The lines of a patch: numbers of 1 to 8 digits, with wider gaps between numbers."""
+    usual = rng.random() < 0.8
+    hand = new_hand(rng, 19, 46) if usual else new_hand(rng, 10, 72)
+    tight, lines = rng.random(), []
+    y = rng.uniform(0.2, 0.8) * SIDE if rng.random() < 0.35 else rng.uniform(-0.3, 0.7) * hand.height
+    step = SIDE if rng.random() < 0.3 else hand.height * rng.uniform(1.15, 2.2)
+    while y < SIDE + 0.3 * hand.height:
+        x = rng.uniform(-0.9, 1.4) * hand.height
+        writings: list[Writing] = []
+        gaps, drops = [], []
+        reach, left = x, int(rng.integers(1, 9))
+        while reach < SIDE + 0.2 * hand.height and len(writings) < 20:
+            touches = rng.random() < (0.85, 0.3, 0.05)[int(tight > 0.25) + int(tight > 0.6)]
+            gap = rng.uniform(-0.13, 0.02) if touches else rng.uniform(0.03, 0.35) if rng.random() < 0.9 \
+                else rng.uniform(0.3, 1.0)
+            if left == 0:
+                gap, left = rng.uniform(1, 3), int(rng.integers(1, 9))
+            left -= 1
+            writings.append(writing(bank, hand, rng))
+            gaps.append(gap)
+            drops.append(rng.normal(0, 0.06) * hand.height)
+            reach += hand.height * (0.55 + gap)
+        lines.append(Line(patch, writings, gaps, drops, x, y, hand))
+        y += step
+    return lines
+
+
+Form = tuple[float, float, float, float, float]  # tilt, x and y of a wall's top, height, share of the walls there
+
+
+def _form(bank: Digits, patch: int, rng: Rng, count: int = 0) -> tuple[Line, float, Form]:
+    """A line of boxes with at most one digit in each: the line, the boxes' width, and where they are."""
+    tall = math.exp(rng.uniform(math.log(28), math.log(75)))
+    pitch = tall * rng.uniform(0.6, 1.15)
+    hand = new_hand(rng, 0.5, 0.95)
+    hand = hand._replace(height=hand.height * min(tall, 1.25 * pitch), angle=math.radians(rng.normal(0, 2)))
+    if rng.random() < 0.3:
+        hand = hand._replace(angle=math.radians(rng.uniform(-15, 15)))
+    x, y = rng.uniform(-pitch, 0.5 * SIDE), rng.uniform(0.25, 0.75) * SIDE
+    count = count or int((SIDE - x) / pitch) + 1
+    writings = [writing(bank, hand, rng, widest=0.95 * pitch / hand.height) for _ in range(count)]
+    shift = [rng.normal(0, 0.07) for _ in range(count)]
+    drops = [rng.normal(0, 0.06) * tall for _ in range(count)]
+    line = Line(patch, writings, shift, drops, x, y, hand, pitch)
+    form = (hand.angle, x, y - tall / 2, tall, float(rng.choice([1.0, 1.0, rng.uniform(0.25, 0.8)])))
+    return line, pitch, form
+
+
+class _Tiles:
+    """Digits in tiles, and where the ink of each begins and ends."""
+
+    def __init__(self, bank: Digits, writings: list[Writing], generator: torch.Generator) -> None:
+        self.ink = draw_digits(bank, writings, generator)
+        self.labels = [int(bank.labels[one.digit]) for one in writings]
+        self.dark: np.ndarray = self.ink > 0.35
+        rows, columns = np.asarray(self.dark.any(2)), np.asarray(self.dark.any(1))
+        self.blank = ~np.asarray(rows.any(1))
+        self.tops, self.bottoms = rows.argmax(1).tolist(), (TILE - rows[:, ::-1].argmax(1)).tolist()
+        self.lefts, self.rights = columns.argmax(1).tolist(), (TILE - columns[:, ::-1].argmax(1)).tolist()
+        # in each row of a tile: the first dark pixel, and the one after the last
+        self.firsts = np.where(rows, self.dark.argmax(2), 999)
+        self.lasts = np.where(rows, TILE - self.dark[:, :, ::-1].argmax(2), -999)
+
+
+class _Before(NamedTuple):
+    """The digit before, on its line."""
+
+    ends: np.ndarray  # (TILE,) where its ink ends, in each row
+    y: int  # of its tile's top
+    left: int  # of its ink
+
+
+def write_lines(bank: Digits, lines: list[Line], layouts: list[Layout], rng: Rng,
+                generator: torch.Generator) -> tuple[list[list[Placed]], list[np.ndarray]]:
+    """Write the lines' digits on the layouts: for each layout what was placed, and which digit (H, W) owns the ink."""
+    owners = [np.full(layout.shape, -1, np.int32) for layout in layouts]
+    placed: list[list[Placed]] = [[] for _ in layouts]
+    writings = [one for line in lines for one in line.writings]
+    if not writings:
+        return placed, owners
+    tiles, number = _Tiles(bank, writings, generator), -1
+    for line in lines:
+        before: _Before | None = None
+        some_boxes_are_empty = rng.random() < 0.3
+        for place, (gap, drop) in enumerate(zip(line.gaps, line.drops)):
+            number += 1
+            if tiles.blank[number] or (line.pitch and some_boxes_are_empty and rng.random() < 0.3):
+                continue
+            left, middle = tiles.lefts[number], (tiles.tops[number] + tiles.bottoms[number]) / 2
+            if line.pitch:
+                across = line.x + (place + 0.5 + gap) * line.pitch * math.cos(line.hand.angle)
+                x = round(across - (left + tiles.rights[number]) / 2)
+            else:
+                x = round(line.x - left) if before is None else 0
+            start = x if before is None else before.left
+            y = round(line.y + drop + (start - line.x) * math.tan(line.hand.angle) - middle)
+            if before is not None and not line.pitch:
+                x = max(_touching(before, tiles.firsts[number], y) + round(gap * line.hand.height),
+                        before.left - left + round(0.2 * line.hand.height))
+            ends = tiles.lasts[number] + x
+            # neighbouring rows count as well: strokes touch at corners
+            before = _Before(ends if line.pitch else ndimage.maximum_filter1d(ends, 3), y, x + left)
+            _place(tiles, number, x, y, layouts[line.patch], placed[line.patch], owners[line.patch])
+    return placed, owners
+
+
+def _touching(before: _Before, firsts: np.ndarray, y: int) -> int:
+    """How far right a tile at this height must lie so that its ink touches that of the digit before."""
+    low, high = max(0, before.y - y), min(TILE, TILE + before.y - y)
+    reach = before.ends[low + y - before.y:high + y - before.y] - firsts[low:high]
+    return int(reach.max(initial=-500))
+
+
+def _place(tiles: _Tiles, number: int, x: int, y: int, layout: Layout, placed: list[Placed], owner: np.ndarray) -> None:
+    """Put a tile on a layout, with its left upper corner at (x, y)."""
+    height, width = layout.shape
+    left, top = x + tiles.lefts[number], y + tiles.tops[number]
+    right, bottom = x + tiles.rights[number], y + tiles.bottoms[number]
+    seen_width, seen_height = min(right, width) - max(left, 0), min(bottom, height) - max(top, 0)
+    if seen_width <= 0 or seen_height <= 0:
+        return
+    paste(layout.ink, tiles.ink[number], x, y)
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + TILE, width), min(y + TILE, height)
+    owner[y0:y1, x0:x1][tiles.dark[number, y0 - y:y1 - y, x0 - x:x1 - x]] = len(placed)
+    share = seen_width * seen_height / ((right - left) * (bottom - top))
+    placed.append(Placed(tiles.labels[number], left, top, right, bottom, share))
+
+
+def _add_signs(layout: Layout, line: Line, rng: Rng) -> None:
+    """An underline, a crossed or boxed number, or strokes at random, in the same pen."""
+    height, width = layout.shape
+    pen = max(1.2, (line.hand.pen or 0.1) * line.hand.height)
+    kind, high, tilt = rng.random(), line.hand.height, line.hand.angle
+    target = layout.other
+    if kind < 0.5:  # an underline
+        x0, x1 = rng.uniform(-0.2, 0.5) * width, rng.uniform(0.5, 1.2) * width
+        y = line.y + high * rng.uniform(0.62, 0.9)
+        draw_segment(target, (x0, y + (x0 - line.x) * math.tan(tilt)),
+                     (x1, y + (x1 - line.x) * math.tan(tilt) + rng.normal(0, 0.05) * high), pen)
+    elif kind < 0.7:  # long strokes anywhere
+        for _ in range(int(rng.integers(1, 4))):
+            x, y, way = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, 2 * math.pi)
+            long = rng.uniform(1.8, 4) * high
+            draw_segment(target, (x, y), (x + long * math.cos(way), y + long * math.sin(way)), pen)
+    else:  # a polygon around something, as by hand
+        x, y, wide = rng.uniform(0, width), line.y, rng.uniform(1.5, 3) * high
+        turn = np.linspace(0, 2 * math.pi, 25)
+        xs, ys = x + wide * np.cos(turn), y + high * rng.uniform(0.75, 1.1) * np.sin(turn)
+        for place in range(24):
+            draw_segment(target, (xs[place], ys[place]), (xs[place + 1], ys[place + 1]), pen)
+
+
+def _add_marks(layout: Layout, placed: list[Placed], line: Line, rng: Rng) -> None:
+    """A minus, a point or a comma beside some digits."""
+    pen = max(1.2, (line.hand.pen or 0.1) * line.hand.height)
+    for one in placed:
+        if rng.random() > 0.15:
+            continue
+        high = one.bottom - one.top
+        x, kind = one.right + rng.uniform(0.12, 0.25) * high, rng.random()
+        if kind < 0.4:
+            y = (one.top + one.bottom) / 2 + rng.normal(0, 0.08) * high
+            long, rise = rng.uniform(0.25, 0.6) * high, rng.normal(0, 0.05) * high
+            ends = (x, y), (x + long, y + rise)
+        elif kind < 0.7:
+            y = one.bottom - pen / 2 + rng.normal(0, 0.03) * high
+            ends = (x, y), (x + 0.3, y)
+        else:
+            y = one.bottom - pen / 2
+            ends = (x, y), (x - rng.uniform(0.05, 0.15) * high, y + rng.uniform(0.12, 0.28) * high)
+        around = (slice(max(0, int(min(ends[0][1], ends[1][1]) - pen)), int(max(ends[0][1], ends[1][1]) + pen)),
+                  slice(max(0, int(min(ends[0][0], ends[1][0]) - pen)), int(max(ends[0][0], ends[1][0]) + pen)))
+        if layout.ink[around].size and layout.ink[around].max() < 0.2:
+            draw_segment(layout.other, *ends, pen * rng.uniform(1, 1.3))
+
+
+def _add_words(layout: Layout, bank: list[np.ndarray], rng: Rng, low: float, high: float) -> None:
+    """Up to six words where no digit is."""
+    wanted, height, width = int(rng.integers(1, 7)), *layout.shape
+    for _ in range(12):
+        if not wanted:
+            return
+        word = bank[rng.integers(len(bank))]
+        tall = math.exp(rng.uniform(math.log(low), math.log(high)))
+        size = max(3, round(word.shape[1] * tall / len(word) * rng.uniform(0.8, 1.2))), max(4, round(tall))
+        if size[0] > 2 * width:
+            continue
+        ink = np.asarray(Image.fromarray(word).resize(size, Image.Resampling.BILINEAR))
+        left = int(rng.integers(-size[0] // 2, width - 4))
+        top = int(rng.integers(-size[1] // 2, height - 4))
+        near = layout.ink[max(0, top - 5):max(0, top + size[1] + 5), max(0, left - 6):max(0, left + size[0] + 6)]
+        if not near.size or near.max() < 0.2:
+            paste(layout.other, ink, left, top)
+            wanted -= 1
+
+
+def _add_paragraph(layout: Layout, bank: list[np.ndarray], rng: Rng) -> None:
+    """Lines of small words, as in a book, where no digit is."""
+    height, width = layout.shape
+    tall = math.exp(rng.uniform(math.log(5), math.log(18)))
+    pitch, y = tall * rng.uniform(1.3, 2.2), rng.uniform(0, height / 2)
+    end = rng.uniform(y, 1.5 * height)
+    while y < min(end, height):
+        x = rng.uniform(-20, 10)
+        while x < width:
+            word = bank[rng.integers(len(bank))]
+            size = max(3, round(word.shape[1] * tall / len(word))), max(4, round(tall * rng.uniform(0.9, 1.1)))
+            near = layout.ink[max(0, round(y) - 3):round(y) + size[1] + 3,
+                              max(0, round(x) - 4):max(0, round(x) + size[0] + 4)]
+            if not near.size or near.max() < 0.2:
+                ink = np.asarray(Image.fromarray(word).resize(size, Image.Resampling.BILINEAR))
+                paste(layout.other, ink, round(x), round(y))
+            x += size[0] + tall * rng.uniform(0.3, 0.7)
+        y += pitch
+
+
+def _add_clutter(layout: Layout, rng: Rng) -> None:
+    """Grass, scratches, or the lines of a map: strokes at random that are no writing."""
+    height, width = layout.shape
+    if rng.random() < 0.5:
+        wide, long = rng.uniform(1, 4), rng.uniform(8, 40)
+        way = rng.uniform(0, math.pi)
+        for _ in range(int(rng.integers(40, 200))):
+            x, y, turn = rng.uniform(0, width), rng.uniform(0, height), way + rng.normal(0, 0.5)
+            draw_segment(layout.other, (x, y), (x + long * math.cos(turn), y + long * math.sin(turn)), wide)
+        return
+    lumps = int(rng.integers(4, 14))
+    noise = ndimage.zoom(rng.normal(0, 1, (lumps, lumps)), [height / lumps, width / lumps], order=3)
+    layout.other[:] = (1.5 - np.abs(noise) * rng.uniform(4, 15)).clip(0, 1)
+
+
+def _targets(layouts: list[Layout], placed: list[list[Placed]], owners: list[np.ndarray]) -> Targets:
+    side = SIDE // CELL
+    heat = np.zeros((len(layouts), 1, side, side), np.float32)
+    labels = np.zeros((len(layouts), side, side), np.int64)
+    sizes, centres = (np.zeros((len(layouts), 2, side, side), np.float32) for _ in range(2))
+    centred, inked, ignored = (np.zeros((len(layouts), side, side), bool) for _ in range(3))
+    for patch, digits in enumerate(placed):
+        middles = np.zeros((len(digits) + 1, 2), np.float32)
+        wanted = np.zeros(len(digits) + 1, bool)
+        for number, one in enumerate(digits):
+            wide, high = one.right - one.left, one.bottom - one.top
+            x, y, long = (one.left + one.right) / 2, (one.top + one.bottom) / 2, max(wide, high)
+            middles[number] = x, y
+            column, row = int(x // CELL), int(y // CELL)
+            inside = 0 <= column < side and 0 <= row < side
+            if one.visible > 0.85 and inside and SMALLEST <= long <= LARGEST:
+                spread = max(0.8, 0.085 * long / CELL)
+                reach = int(3 * spread) + 1
+                rows, columns = (slice(max(0, at - reach), min(side, at + reach + 1)) for at in (row, column))
+                bump = np.exp(-((np.arange(side)[rows, None] - row) ** 2 + (np.arange(side)[columns] - column) ** 2)
+                              / (2 * spread ** 2))
+                place = heat[patch, 0, rows, columns]
+                np.maximum(place, bump, out=place)
+                heat[patch, 0, row, column] = 1
+                labels[patch, row, column] = one.label
+                sizes[patch, :, row, column] = math.log(wide / REFERENCE), math.log(high / REFERENCE)
+                centred[patch, row, column] = wanted[number] = True
+            elif one.visible > 0.4 and SMALLEST / NEARLY <= long <= LARGEST * NEARLY:
+                reach = max(1, round(0.3 * long / CELL)) if one.visible > 0.85 else side
+                rows = slice(max(0, row - reach, one.top // CELL), max(0, min(row + reach + 1, -(-one.bottom // CELL))))
+                columns = slice(max(0, column - reach, one.left // CELL),
+                                max(0, min(column + reach + 1, -(-one.right // CELL))))
+                ignored[patch, rows, columns] = True
+        cells = owners[patch].reshape(side, CELL, side, CELL).transpose(0, 2, 1, 3).reshape(side, side, -1)
+        owner = cells.max(2)
+        mixed = ((cells >= 0) & (cells != owner[..., None])).any(2)
+        inked[patch] = (owner >= 0) & ~mixed & wanted[owner]
+        grid = (np.arange(side) + 0.5) * CELL
+        centres[patch, 0] = (middles[owner, 0] - grid[None, :]) / REFERENCE
+        centres[patch, 1] = (middles[owner, 1] - grid[:, None]) / REFERENCE
+    strokes = np.stack([np.maximum(layout.ink, layout.other * (not layout.table)) for layout in layouts])[:, None]
+    return Targets(*map(torch.from_numpy, (heat, labels, sizes, centres, strokes, centred, inked,
+                                           ignored & ~centred)))
+
+
+def draw_scenes(bank: Digits, texts: list[np.ndarray], count: int, seed: int,
+                number: int) -> tuple[Tensor, Targets]:
+    """A batch of scenes: grey patches (B, 1, 128, 128), and what is to be found in them."""
+    rng = np.random.default_rng([seed, number])
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    layouts, lines = [], []
+    for patch in range(count):
+        layout = Layout((SIDE, SIDE), np.zeros((SIDE, SIDE), np.float32), np.zeros((SIDE, SIDE), np.float32),
+                        light=rng.random() < 0.15, page=rng.random() < 0.35)
+        kind = rng.random()
+        if kind < 0.05:
+            layout.table = True
+            if rng.random() < 0.6:
+                _add_clutter(layout, rng)
+        elif kind < 0.18:
+            pass  # words at most
+        elif kind < 0.4:
+            line, layout.pitch, layout.form = _form(bank, patch, rng)
+            lines.append(line)
+        else:
+            lines += _lines(bank, patch, rng)
+        layouts.append(layout)
+    placed, owners = write_lines(bank, lines, layouts, rng, generator)
+    first = {line.patch: line for line in reversed(lines)}
+    for patch, layout in enumerate(layouts):
+        if layout.table:
+            continue
+        if patch in first and not layout.pitch:
+            if rng.random() < 0.3:
+                _add_marks(layout, placed[patch], first[patch], rng)
+            if rng.random() < 0.12:
+                _add_signs(layout, first[patch], rng)
+        if rng.random() < (0.05 if patch in first else 0.25):
+            _add_paragraph(layout, texts, rng)
+        elif rng.random() < (0.45 if patch in first else 0.95):
+            _add_words(layout, texts, rng, 8, 64)
+    return photograph(layouts, generator)[:, None], _targets(layouts, placed, owners)
+
+
+def draw_page(bank: Digits, texts: list[np.ndarray], seed: int, number: int) -> tuple[np.ndarray, list[Placed]]:
+    """A whole picture, grey (H, W) from 0 to 1, and its digits line by line; all of them are inside."""
+    rng = np.random.default_rng([seed, number, 1])
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    layout = Layout((900, 1400), np.zeros((900, 1400), np.float32), np.zeros((900, 1400), np.float32),
+                    light=rng.random() < 0.12, page=rng.random() < 0.5)
+    kind, lines = rng.random(), []
+    if kind < 0.25:
+        line, layout.pitch, layout.form = _form(bank, 0, rng, int(rng.integers(2, 10)))
+        line = line._replace(x=350.0, y=450.0)
+        layout.form = (layout.form[0], 350.0, 450.0 - layout.form[3] / 2, *layout.form[3:])
+        lines.append(line)
+    elif kind < 0.85:
+        hand = new_hand(rng, 22, 56)
+        y, tight = 300.0, rng.random()
+        for _ in range(1 if rng.random() < 0.6 else int(rng.integers(2, 4))):
+            count = int(rng.integers(1, 8))
+            writings = [writing(bank, hand, rng) for _ in range(count)]
+            gaps = [rng.uniform(-0.1, 0.02) if rng.random() < (0.7, 0.3, 0.03)[int(tight > 0.2) + int(tight > 0.6)]
+                    else rng.uniform(0.03, 0.5) for _ in range(count)]
+            drops = [rng.normal(0, 0.06) * hand.height for _ in range(count)]
+            lines.append(Line(0, writings, gaps, drops, 350 + rng.uniform(0, 60), y, hand))
+            y += hand.height * rng.uniform(1.3, 2)
+    placed, _ = write_lines(bank, lines, [layout], rng, generator)
+    high = lines[0].hand.height if lines else rng.uniform(25, 50)
+    left, top, right, bottom = 350, 300, 350 + int(rng.integers(60, 300)), 300 + int(rng.integers(60, 300))
+    if placed[0]:
+        left, top = min(one.left for one in placed[0]), min(one.top for one in placed[0])
+        right, bottom = max(one.right for one in placed[0]), max(one.bottom for one in placed[0])
+    margin = high * rng.uniform(0.3, 3, 4)
+    left, top = int(max(0, left - margin[0])), int(max(0, top - margin[1]))
+    right, bottom = int(min(1400, right + margin[2])), int(min(900, bottom + margin[3]))
+    part = (slice(top, bottom), slice(left, right))
+    layout.ink, layout.other, layout.shape = layout.ink[part].copy(), layout.other[part].copy(), \
+        (bottom - top, right - left)
+    layout.form = (layout.form[0], layout.form[1] - left, layout.form[2] - top, *layout.form[3:])
+    digits = [one._replace(left=one.left - left, right=one.right - left, top=one.top - top, bottom=one.bottom - top)
+              for one in placed[0]]
+    if lines and not layout.pitch:
+        line = lines[0]._replace(x=lines[0].x - left, y=lines[0].y - top)
+        if rng.random() < 0.2:
+            _add_marks(layout, digits, line, rng)
+        if rng.random() < 0.1:
+            _add_signs(layout, line, rng)
+    if rng.random() < (0.3 if lines else 0.95):
+        _add_words(layout, texts, rng, 0.4 * high, 1.5 * high)
+    grey = photograph([layout], generator)[0].numpy()
+    factor = math.exp(rng.uniform(math.log(0.9), math.log(2.2)))
+    size = round(factor * grey.shape[1]), round(factor * grey.shape[0])
+    view = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    return view, [one._replace(**{side: round(factor * getattr(one, side)) for side in
+                                  ("left", "top", "right", "bottom")}) for one in digits]
+
+
+def photograph(layouts: list[Layout], generator: torch.Generator) -> Tensor:
+    """Grey pictures (B, H, W) of layouts of one shape: ink on paper, with lines, a table, light and shadow."""
+    count, (height, width) = len(layouts), layouts[0].shape
+    ink = torch.from_numpy(np.stack([layout.ink for layout in layouts]))
+    other = torch.from_numpy(np.stack([layout.other for layout in layouts]))
+
+    def flag(name: str) -> Tensor:
+        return torch.tensor([float(getattr(layout, name)) for layout in layouts])[:, None, None]
+
+    def random(low: float = 0, high: float = 1) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, generator=generator)
+
+    def chance(share: float) -> Tensor:
+        return (random() < share).float()
+
+    def smooth(cells: int, channels: int = 1) -> Tensor:
+        noise = torch.rand(count, channels, cells, cells, generator=generator)
+        return F.interpolate(noise, size=(height, width), mode="bilinear", align_corners=True)[:, 0]
+
+    y = torch.arange(height).float()[None, :, None].expand(count, height, width)
+    x = torch.arange(width).float()[None, None, :].expand(count, height, width)
+    grain = torch.randn(count, height, width, generator=generator)
+
+    # the table: wood, cloth, stone
+    turn, rate = random(0, math.pi), random(0.04, 0.7)
+    along = x * turn.cos() + y * turn.sin() + 14 * random() * smooth(5)
+    across = y * turn.cos() - x * turn.sin()
+    wave = (rate * along).sin() * torch.where(random() < 0.4, (rate * across).sin(), torch.ones(()))
+    cells = ((along / (12 + 60 * random())).floor() + (across / (12 + 60 * random())).floor()) % 2
+    table = random(0.1, 1) * (1 + 0.35 * random() * wave + 0.25 * random() * (smooth(9) - 0.5)
+                              - chance(0.15) * 0.6 * random() * cells)
+    # the page: up to two straight edges, beyond which one sees the table
+    light_on_dark = flag("light")
+    tone = torch.where(light_on_dark > 0, random(0.04, 0.5), random(0.35, 1))
+    paper = tone * (1 + 0.3 * random() * (smooth(3) - 0.5)) + 0 * x
+    inside = torch.ones(count, height, width)
+    for share in (1.0, 0.4):
+        way, off = random(0, 2 * math.pi), random(-0.4, 0.5) * max(height, width)
+        depth = (x - width / 2) * way.cos() + (y - height / 2) * way.sin()
+        needed = torch.where(ink > 0.1, -depth, -math.inf).amax((1, 2), keepdim=True)  # no digit lies beyond it
+        depth = depth + torch.maximum(off, needed + random(2, 16))
+        inside = inside * torch.where(chance(share) * flag("page") > 0, (depth / random(0.4, 1.2)).sigmoid(),
+                                      torch.ones(()))
+    inside = inside * (1 - flag("table"))
+    rim = chance(0.6) * random(0, 0.6) * F.avg_pool2d(inside[:, None], 5, 1, 2)[:, 0]
+    table = table * (1 - rim)  # the page's shadow
+
+    # printed lines: ruling, squares, a form's boxes
+    printed = torch.zeros(count, height, width)
+    tilt = random(-0.3, 0.3) * chance(0.7)
+    u, v = x * tilt.cos() + y * tilt.sin(), y * tilt.cos() - x * tilt.sin()
+    half = random(0.2, 1.2)
+    pitch = random(13, 70)
+
+    def ruled(place: Tensor, pitch: Tensor) -> Tensor:
+        place = place % pitch
+        return (half + 0.5 - torch.minimum(place, pitch - place)).clamp(0, 1)
+
+    kind = random()
+    level, upright = ruled(v + random(0, 70), pitch), ruled(u + random(0, 70), torch.where(chance(0.5) > 0, pitch,
+                                                                                          random(13, 70)))
+    band = ((v - random(0, height)).abs() < random(14, 40)).float()
+    ring = (half + 0.5 - ((v - random(0, height)).abs() - random(14, 40)).abs()).clamp(0, 1)
+    boxes = torch.maximum(upright * band, ring)
+    printed = torch.where(kind < 0.16, level, printed)
+    printed = torch.where((kind >= 0.16) & (kind < 0.28), torch.maximum(level, upright), printed)
+    printed = torch.where((kind >= 0.28) & (kind < 0.36), boxes, printed)
+    forms = torch.tensor([layout.form for layout in layouts])[:, :, None, None].unbind(1)
+    tilt, start, top, tall, closed = forms
+    step = flag("pitch").clamp_min(1)
+    u = (x - start) * tilt.cos() + (y - top - tall / 2) * tilt.sin()
+    v = (y - top - tall / 2) * tilt.cos() - (x - start) * tilt.sin() + tall / 2
+    gap = chance(0.4) * random(0.02, 0.12) * step  # between boxes
+    near = (u + step / 2) % step - step / 2
+    walls = (half + 0.5 - (near.abs() - gap).abs()).clamp(0, 1)
+    reach = ((v > tall * (1 - closed) - half) & (v < tall + half)).float()
+    foot = (half + 0.5 - (v - tall).abs()).clamp(0, 1)
+    head = (half + 0.5 - v.abs()).clamp(0, 1) * (closed == 1)
+    level = torch.maximum(foot, head) * (near.abs() >= gap - 0.5)
+    combs = torch.maximum(walls * reach, level)
+    printed = torch.where(flag("pitch") > 0, combs, printed)
+
+    pen = torch.where(light_on_dark > 0, 1 - (1 - tone) * random(0, 0.4), tone * random(0, 0.55))
+    weight = (0.55 + 0.45 * random()) * (1 - chance(0.3) * random(0, 0.4) * smooth(28))
+    weight = weight * (1 - chance(0.2) * random(0, 0.5) * (0.5 + 0.5 * grain).clamp(0, 1))  # pencil
+    lines = random(0.12, 0.95)
+    line_tone = torch.where(chance(0.6) > 0, random(0, 0.6) * tone, pen)
+    letter_tone = torch.where(chance(0.5) > 0, pen, torch.where(light_on_dark > 0, random(0.5, 1), random(0, 0.6)))
+
+    def blend(base: Tensor, tone: Tensor, amount: Tensor) -> Tensor:
+        return base + amount * (tone - base)
+
+    coarse = F.avg_pool2d(grain[:, None], 5, 1, 2)[:, 0] * 4
+    paper = paper * (1 + chance(0.5) * random(0, 0.04) * coarse)
+    paper = blend(paper, line_tone, lines * printed)
+    paper = blend(paper, letter_tone, (0.6 + 0.4 * random()) * other)
+    paper = blend(paper, pen, weight * ink)
+    view = table + inside * (paper - table)
+    written = (1 - inside) * flag("table")
+    view = blend(view, random(0, 1), written * random(0.2, 1) * other)
+
+    # light: a lamp, a shadow with a hard or a soft edge
+    light = 1 - random(0, 0.5) * smooth(3)
+    way, off = random(0, 2 * math.pi), random(-0.5, 0.5) * max(height, width)
+    depth = (x - width / 2) * way.cos() + (y - height / 2) * way.sin() + off + 12 * random() * smooth(4)
+    light = light * (1 - chance(0.35) * random(0.1, 0.6) * (depth / torch.exp(random(-0.5, 3))).sigmoid())
+    view = view * light
+    blurred = F.avg_pool2d(F.pad(view[:, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[:, 0]
+    soft = random(0, 1.1) ** 2
+    view = view * (1 - soft) + blurred * soft
+    fuzzy = torch.where(chance(0.5) > 0, grain, coarse / 1.5)
+    return (view + 0.045 * random() ** 2 * fuzzy).clamp(0, 1)

@@ -1,0 +1,71 @@
+"""The digit detector finds digits where they are, and cuts touching ones apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import scenes
+from mnist.detect import DETECTOR, NONE, find_digits
+from mnist.picture import read_picture
+from mnist.scenes import Digits, draw_page, words
+from mnist.weights import load_detector
+from mnist_utils import load_split
+
+ROOT = Path(__file__).parents[1]
+IMAGES, LABELS = load_split("test", ROOT / "dataset")
+DETECTOR_NETWORK, _ = load_detector(DETECTOR)
+
+
+def overlap(one, other) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
+@pytest.mark.parametrize("kind", ["touching", "line", "form", "table", "note"])
+def test_nearly_every_digit_is_found_where_it_is(kind):
+    rng, found, right, boxes = np.random.default_rng(2), 0, 0, 0
+    for _ in range(8):
+        scene = scenes.KINDS[kind](rng)
+        source = read_picture(scene.picture)
+        digits = [one for one in find_digits(DETECTOR_NETWORK, source.grey).digits if one.score > 0.3]
+        for name, box in scene.digits:
+            best = max(digits, key=lambda one: overlap([edge * source.scale for edge in one.box], box), default=None)
+            boxes += 1
+            if best is not None and overlap([edge * source.scale for edge in best.box], box) > 0.4:
+                found += 1
+                right += best.logits[:NONE].argmax() == int(name)
+    assert found / boxes > 0.93 and right / boxes > 0.8
+
+
+def test_touching_digits_share_no_stroke():
+    """The strokes that are cut out have together about as much ink as both digits."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        scene = scenes.touching(rng)
+        digits = [one for one in find_digits(DETECTOR_NETWORK, read_picture(scene.picture).grey).digits
+                  if one.score > 0.4][:2]
+        for one in digits:
+            wide, high = one.box[2] - one.box[0], one.box[3] - one.box[1]
+            assert one.strokes.shape[1] / one.strokes.shape[0] == pytest.approx(wide / high, rel=0.5)
+
+
+def test_digits_of_the_training_generator_are_found_as_well():
+    bank, right = Digits(IMAGES[:500], LABELS[:500]), []
+    for number in range(20):
+        grey, placed = draw_page(bank, words(), 3, number)
+        digits = [one for one in find_digits(DETECTOR_NETWORK, grey).digits
+                  if one.score > 0.25 and one.logits.argmax() != NONE]
+        right.append(len(digits) == len(placed))
+    assert np.mean(right) > 0.6
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (28, 28), (30, 900), (900, 30), (1000, 1000)])
+def test_a_picture_of_any_shape_without_digits_has_none(shape):
+    for grey in (np.zeros(shape), np.ones(shape), np.linspace(0, 1, shape[0])[:, None] * np.ones(shape)):
+        assert [one for one in find_digits(DETECTOR_NETWORK, grey).digits if one.score > 0.3] == []

@@ -1,0 +1,53 @@
+"""Digits are grouped into numbers as a person reads them."""
+
+import math
+
+import pytest
+
+from mnist.numbers import group, outline
+
+
+def boxes(*places: tuple[float, float], wide: float = 14, high: float = 20) -> list[tuple[float, float, float, float]]:
+    return [(x - wide / 2, y - high / 2, x + wide / 2, y + high / 2) for x, y in places]
+
+
+def turned(places: list[tuple[float, float]], degrees: float) -> list[tuple[float, float]]:
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return [(c * x - s * y, s * x + c * y) for x, y in places]
+
+
+def test_no_digit_is_no_number():
+    assert group([]) == ([], 0.0)
+
+
+def test_a_line_is_one_number_from_left_to_right():
+    assert group(boxes((50, 12), (10, 10), (30, 8))).numbers == [[1, 2, 0]]
+
+
+def test_a_wide_gap_separates_two_numbers():
+    assert group(boxes((10, 10), (30, 10), (50, 10), (110, 10), (130, 10))).numbers == [[0, 1, 2], [3, 4]]
+
+
+def test_boxes_of_a_form_that_stand_apart_are_one_number():
+    assert group(boxes(*[(10 + 40 * place, 10) for place in range(6)])).numbers == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_lines_come_from_top_to_bottom():
+    assert group(boxes((10, 50), (30, 52), (10, 10), (30, 8))).numbers == [[2, 3], [0, 1]]
+
+
+@pytest.mark.parametrize("degrees", [-15, -7, 7, 15])
+def test_a_turned_page_keeps_its_lines(degrees):
+    places = [(20.0 * column, 34.0 * row) for row in range(3) for column in range(7)]
+    numbers, angle = group(boxes(*turned(places, degrees)))
+    assert numbers == [list(range(7 * row, 7 * row + 7)) for row in range(3)]
+    assert math.degrees(angle) == pytest.approx(degrees, abs=1)
+
+
+def test_the_outline_of_a_turned_number_is_turned_with_it():
+    row = boxes(*turned([(0, 0), (20, 0), (40, 0)], 10))
+    corners = outline(row, math.radians(10))
+    (left, top), (right, right_top), _, (bottom_left, bottom) = corners
+    assert math.degrees(math.atan2(right_top - top, right - left)) == pytest.approx(10)
+    assert math.hypot(right - left, right_top - top) == pytest.approx(40 + 14)
+    assert math.hypot(bottom_left - left, bottom - top) == pytest.approx(20)
