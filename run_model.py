@@ -15,7 +15,7 @@ With --data that the checkpoint was not trained on, --resume fine-tunes the weig
 MNIST's training images.
 NAME.before.pth keeps the previous weights.
 An export is written only after its own runtime has predicted the same digits for all test images
-(onnx-int8: with nearly the same accuracy).
+(onnx-int8: with nearly the same accuracy; onnx-detector: after it has found the same in 20 pictures).
 """
 
 import argparse
@@ -99,6 +99,8 @@ def parser() -> Parser:
         help="what to do; both is train and test (default: both, or predict where files are named)")
     add("files", nargs="*", metavar="FILE", help="pictures to read")
     add("--model-path", type=Path, default=OUTPUT / "MNIST-MODEL.pth", help="the weights file (default: %(default)s)")
+    add("--detector", type=Path, default=DETECTOR, metavar="FILE",
+        help="the digit detector's weights file (default: mnist/detector.pth)")
     add("--data", default=MNIST, help="a folder with train/ and test/ (default: %(default)s)")
     add("--seed", type=seed_number, default=0,
         help="seed of the initial weights, the order of the images and their augmentation (default: %(default)s)")
@@ -217,7 +219,13 @@ def train_model(options: argparse.Namespace, device: torch.device) -> None:
 
 def train_detector(options: argparse.Namespace) -> None:
     """Train the digit detector, and save its weights."""
-    training = DetectorTraining(options.data, options.output or DETECTOR, seed=options.seed)
+    if dist.is_torchelastic_launched():
+        raise ValueError("the digit detector is trained in one process: start it without torchrun")
+    changed = [name for name in ("recipe", "network", "batch_size", "learning_rate", "augment", "hard_examples", "amp",
+                                 "early_stopping", "log_dir") if getattr(options, name) is not None]
+    if changed:
+        raise ValueError(f"the digit detector has a recipe of its own: leave out --{changed[0].replace('_', '-')}")
+    training = DetectorTraining(options.data, options.detector, seed=options.seed)
     epochs = options.epochs or EPOCHS
     with ProgressBars(epochs) as bars:
         bars.follow(training.epochs(resume=options.resume, epochs=epochs, batch_bar=bars.batches))
@@ -309,7 +317,7 @@ def test_model(options: argparse.Namespace, device: torch.device) -> None:
 def predict_files(options: argparse.Namespace) -> int:
     """Print the numbers in each picture; returns 0 if all pictures could be read, else 1."""
     device = pick_device(options.device, options.no_cuda) if options.device else "cpu"
-    predictor = MNISTPredictor(options.model_path, device)
+    predictor = MNISTPredictor(options.model_path, device, options.detector)
     answers: list[dict[str, Any]] = []
     for file in options.files:
         try:
@@ -348,8 +356,8 @@ def export_model(options: argparse.Namespace) -> None:
     if not options.format:
         raise ValueError(f"--format is missing: choose from {', '.join([*FORMATS, ONNX_DETECTOR])}")
     if options.format == ONNX_DETECTOR:
-        path = options.output or DETECTOR.with_suffix(".onnx")
-        compared = export_detector(path, options.data)
+        path = options.output or beside(options.detector, ".onnx")
+        compared = export_detector(path, options.data, options.detector)
         print(f"{path}: {compared.size:,} bytes; compared with the detector on {compared.pictures} pictures: "
               f"probabilities differ by at most {compared.deviation:.2g}")
         return

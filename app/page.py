@@ -26,6 +26,7 @@ from typing import Any
 
 from mnist.picture import MIN_WORKING_SIDE, PictureError, read_picture, to_mnist
 from mnist.predict import MNISTPredictor, Number, Prediction
+from mnist.weights import WeightsError
 
 # Gradio reads both variables when it is imported. It serves every file in its upload folder, so this page needs
 # a folder of its own: the usual one may hold the uploads of other programs.
@@ -155,7 +156,9 @@ class Page:
     # reading a picture
 
     def read(self, file: str | None, keep: bool, doubtful: bool) -> tuple[dict, Image.Image | None, str]:
-        """Read the numbers in a picture file. With `keep` the trusted digits are kept, with `doubtful` the others too.
+        """Read the numbers in a picture file.
+
+        With `keep`, the digits of trusted numbers are kept, and with `doubtful` also those of the others.
 
         Gives the numbers as values, the picture with an outline around each, and HTML that shows
         what the network saw of each digit. Raises gr.Error, a sentence, where the picture cannot be read.
@@ -170,7 +173,11 @@ class Page:
         except MemoryError as error:
             raise gr.Error("the picture is too large for this machine's memory: choose a smaller one",
                            print_exception=False) from error
-        notes = list(numbers[0].notes) if numbers else ["no digit was found"]
+        except (WeightsError, OSError) as error:
+            raise gr.Error("the digit detector's weights file is missing or damaged: restore mnist/detector.pth",
+                           print_exception=False) from error
+        notes = list(dict.fromkeys(note for number in numbers for note in number.notes))
+        notes += [] if numbers else ["no digit was found"]
         found = [{"text": number.text, "confidence": round(number.confidence, 4), "trusted": number.trusted,
                   "reason": number.reason, "box": number.box, "corners": number.corners,
                   "digits": [{"digit": one.digit, "confidence": round(one.confidence, 4), "trusted": one.trusted,
@@ -194,7 +201,7 @@ class Page:
                 kept += 1
         except StoreError as error:
             return f"{kept} of {len(chosen)} kept: {error}"
-        left = f", {len(digits) - kept} doubtful not kept" if len(digits) > kept else ""
+        left = f", {len(digits) - kept} of doubtful numbers not kept" if len(digits) > kept else ""
         return f"{kept} kept{left}" + (": label them on the History tab" if kept else "")
 
     # statistics
@@ -287,7 +294,7 @@ class Page:
             with gr.Column():
                 file = gr.File(label="Picture", file_types=["image"], type="filepath", elem_id="upload")
                 keep = gr.Checkbox(True, label="Keep what was read, so that it can be labelled in the history")
-                doubtful = gr.Checkbox(False, label="Keep doubtful digits as well")
+                doubtful = gr.Checkbox(False, label="Keep the digits of doubtful numbers as well")
                 read = gr.Button("Read it", variant="primary", elem_id="read")
             with gr.Column():
                 outlined = gr.Image(label="Where the numbers are", show_label=False, interactive=False, format="png",

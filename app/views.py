@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from app.table import Prediction as Row
 from app.table import Statistics
-from mnist.picture import MAX_WORKING_SIDE, PICTURE_FORMATS
+from mnist.picture import MAX_WORKING_SIDE, PICTURE_FORMATS, read_picture
 from mnist.predict import Number
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by the colour-blind (Okabe and Ito)
@@ -39,18 +39,14 @@ def score(total: int, labelled: int, right: int) -> str:
 
 
 def shown(file: str) -> tuple[Image.Image, float]:
-    """A picture file in colour, upright and at most MAX_WORKING_SIDE long, and how many pixels of the file a pixel is.
-
-    The file is one that `read_picture` reads.
-    """
+    """A picture file as `read_picture` sees it, in colour if it can be, and how many pixels of the file a pixel is."""
+    source = read_picture(file)
     with Image.open(file, formats=PICTURE_FORMATS) as picture:
-        size = max(picture.size)
+        if picture.has_transparency_data or picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
+            return Image.fromarray(np.rint(255 * source.grey).astype(np.uint8)).convert("RGB"), source.scale
         picture.draft(None, (2 * MAX_WORKING_SIDE, 2 * MAX_WORKING_SIDE))
-        upright = ImageOps.exif_transpose(picture)
-        upright.thumbnail((MAX_WORKING_SIDE, MAX_WORKING_SIDE), reducing_gap=2)
-        if upright.has_transparency_data:
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-        return upright.convert("RGB"), size / max(upright.size)
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+        return upright.resize(source.grey.shape[::-1], reducing_gap=2), source.scale
 
 
 def outlined(picture: Image.Image, scale: float, numbers: list[Number]) -> Image.Image:

@@ -62,7 +62,7 @@ class Found:
 
 
 class View(NamedTuple):
-    """What the detector sees at one size: maps (C, h, w) with a cell for each 4 × 4 pixels."""
+    """What the detector sees at one size; (h, w) has a cell for each 4 × 4 pixels."""
 
     heat: np.ndarray  # (h, w): 0 to 1, high at the centre of a digit
     sizes: np.ndarray  # (2, h, w): width and height of the digit whose centre this is, in pixels

@@ -29,6 +29,7 @@ from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
 from mnist.detect import CELL, NONE, REFERENCE, crops, find_digits, layers
 from mnist.networks import DigitDetector
 from mnist.numbers import group
+from mnist.runs import check_model_path, checkpoint_path, set_aside
 from mnist.scenes import Digits, Targets, draw_page, draw_scenes, words
 from mnist.train import bfloat16_is_fast
 from mnist.weights import save_weights
@@ -57,9 +58,13 @@ class DetectorTraining:
     """Trains a digit detector, and keeps its checkpoint beside its weights file."""
 
     def __init__(self, data: str | os.PathLike[str], path: Path, *, seed: int) -> None:
-        """Load the data, and initialise the detector. Raises what `load_training` raises."""
-        self.path, self.checkpoint, self.seed = path, path.with_suffix(".checkpoint"), seed
-        self.train_set, self.val_set, self.mean, self.std = load_training(data)
+        """Load the data, and initialise the detector.
+
+        Raises ValueError for a `path` that cannot name a weights file, and what `load_training` raises.
+        """
+        check_model_path(path)
+        self.path, self.checkpoint, self.seed = path, checkpoint_path(path), seed
+        self.train_set, self.val_set, *_ = load_training(data)
         torch.manual_seed(seed)
         self.detector = DigitDetector()
         self.settings: dict[str, Any] = {}
@@ -86,11 +91,13 @@ class DetectorTraining:
         yield from state.history
         if len(state.history) == epochs:
             return
+        if not resume:
+            set_aside(self.checkpoint)
         state.save(self.checkpoint)
         digits, held_out = Digits(*self.train_set, bar=batch_bar), Digits(*self.val_set, bar=batch_bar)
         first = len(state.history) * STEPS
         threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, threads - 1))  # a process of its own draws the scenes
+        torch.set_num_threads(_threads())
         scenes = iter(DataLoader(_Scenes(digits, self.seed), batch_size=None, num_workers=1, prefetch_factor=4,
                                  sampler=range(first, epochs * STEPS)))
         try:
@@ -98,8 +105,10 @@ class DetectorTraining:
                 start = time.perf_counter()
                 if batch_bar is not None:
                     batch_bar.reset(total=STEPS)
-                loss, rates = self._train_epoch(state, scenes, amp, batch_bar)
-                val_loss, accuracy = self.validate(held_out)
+                with torch.random.fork_rng(devices=[]):  # of the crops; a checkpoint need not hold its state
+                    torch.manual_seed((self.seed << 32) + len(state.history))
+                    loss, rates = self._train_epoch(state, scenes, amp, batch_bar)
+                    val_loss, accuracy = self.validate(held_out)
                 state.record(Epoch(len(state.history) + 1, loss, val_loss, accuracy, time.perf_counter() - start,
                                    rates))
                 state.save(self.checkpoint)
@@ -138,8 +147,13 @@ class DetectorTraining:
     def save(self) -> None:
         """Save the trained weights in half precision. Raises OSError if the file cannot be written."""
         half = copy.deepcopy(self.detector).half()
-        training = self.settings | {"threads": torch.get_num_threads(), "torch": version("torch")}
+        training = self.settings | {"threads": _threads(), "torch": version("torch")}
         save_weights(self.path, half, mean=0.0, std=1.0, training=training)
+
+
+def _threads() -> int:
+    """How many threads train: one less than usual, because a process of its own draws the scenes."""
+    return max(1, torch.get_num_threads() - 1)
 
 
 def read_page(detector: DigitDetector, digits: Digits, seed: int, number: int) -> bool:

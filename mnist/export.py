@@ -51,6 +51,7 @@ TOLERANCE = 1e-4  # largest difference of a probability between the network and 
 MAX_INT8_LOSS = 0.0005  # of accuracy
 CALIBRATION_IMAGES = 500  # from the training set; more made no difference on validation images
 BATCH = 250
+PIXEL_TOLERANCE = 0.01  # largest difference of a size or a vote, in pixels
 SCENES = 20  # pictures on which a detector's export is compared
 INT8 = "onnx-int8"
 METADATA = "metadata.json"
@@ -109,7 +110,7 @@ class DetectorProgram(nn.Module):
         centres, sizes, votes, strokes = self.detector(grey)
         seen = layers(grey, votes, strokes)
         parts = crops(seen, torch.zeros_like(digits[:, 0]), digits[:, :2], digits[:, 2])
-        return (centres.sigmoid(), REFERENCE * sizes.exp(), seen[:, 2:], seen[:, 1:2],
+        return (centres.sigmoid(), REFERENCE * sizes.clamp(-2.0, 1.5).exp(), seen[:, 2:], seen[:, 1:2],
                 self.detector.reader(parts).softmax(1))
 
 
@@ -152,10 +153,7 @@ def export(model_path: str | os.PathLike[str], path: str | os.PathLike[str], for
     if format not in FORMATS:
         raise ExportError(f"there is no format {format!r}: choose from {', '.join(FORMATS)}")
     model, weights_metadata = load_weights(model_path)
-    if path.is_dir():
-        raise ExportError(f"{path} is a directory: name a file to write")
-    if path.exists() and path.samefile(model_path):
-        raise ExportError(f"{path} is the weights file itself: name another file to write")
+    _check_path(path, model_path)
     program = Program(model, weights_metadata)
     metadata = _metadata(model_path, weights_metadata, program, format)
     images, labels = load_split("test", data)
@@ -182,46 +180,71 @@ def export(model_path: str | os.PathLike[str], path: str | os.PathLike[str], for
     return report
 
 
+def _check_path(path: Path, model_path: str | os.PathLike[str]) -> None:
+    """Raise ExportError if an export of this weights file cannot be written to `path`."""
+    if path.is_dir():
+        raise ExportError(f"{path} is a directory: name a file to write")
+    if path.exists() and path.samefile(model_path):
+        raise ExportError(f"{path} is the weights file itself: name another file to write")
+
+
 def export_detector(path: str | os.PathLike[str], data: str | os.PathLike[str] = "dataset",
                     detector_path: str | os.PathLike[str] = DETECTOR) -> DetectorReport:
     """Export a digit detector to ONNX, and check the export before it is written.
 
     onnxruntime and the detector look at SCENES pictures of numbers drawn from the test images of
-    `data`; each probability must be within TOLERANCE. Raises ExportError if the check fails, and what
-    `load_detector`, `load_split` and `write_atomically` raise. After an error the file is unchanged.
+    `data`; each probability must be within TOLERANCE, each length within PIXEL_TOLERANCE. Raises
+    ExportError if the check fails or `path` is unusable, and what `load_detector`, `load_split` and
+    `write_atomically` raise. After an error the file is unchanged.
     """
     detector, _ = load_detector(detector_path)
     program = DetectorProgram(detector)
+    _check_path(Path(path), detector_path)
     images, labels = load_split("test", data)
     if not len(images):
         raise ExportError(f"{path} was not written: {data} holds no test images to compare it on")
     metadata = {"model": f"{Path(detector_path).name}, SHA-256 {_sha256(Path(detector_path).read_bytes())}",
                 "architecture": "DigitDetector", "description": " ".join(str(DetectorProgram.__doc__).split())}
+    try:
+        content = _make_detector(program, metadata)
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        digits = Digits(images[:500], labels[:500])
+        off, pixels_off = map(max, zip(*(_deviations(program, session, digits, number) for number in range(SCENES))))
+    except Exception as error:  # the exporter and the runtime raise their own types
+        raise ExportError(f"{path} was not written, because onnx failed: {error!r:.200}") from error
+    if not (off <= TOLERANCE and pixels_off <= PIXEL_TOLERANCE):  # also catches NaN
+        raise ExportError(f"{path} was not written: its probabilities are up to {off:.1g} off, its sizes and votes "
+                          f"{pixels_off:.1g} pixels")
+    write_atomically(path, content)
+    return DetectorReport(len(content), SCENES, off)
+
+
+def _make_detector(program: DetectorProgram, metadata: dict[str, str]) -> bytes:
+    """The bytes of a detector's export, with their checksum."""
     height, width = (8 * torch.export.Dim(name, min=2, max=500) for name in ("h", "w"))
+    shapes = {"grey": {2: height, 3: width}, "digits": {0: torch.export.Dim("K", min=1)}}
     example = torch.zeros(1, 1, 64, 96), torch.tensor([[20.0, 20.0, 30.0], [40.0, 40.0, 30.0]])
-    digits = Digits(images[:500], labels[:500])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder, "detector.onnx")
-        _write_onnx(program, example, {"grey": {2: height, 3: width}, "digits": {0: torch.export.Dim("K", min=1)}},
-                    DETECTOR_OUTPUTS, metadata, file)
-        data_bytes = file.read_bytes()
-        content = data_bytes.replace(UNSEALED.encode(), f"content-sha256:{_sha256(data_bytes)}".encode())
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    deviation = 0.0
-    for number in range(SCENES):
-        view, placed = draw_page(digits, words(), 0, number)
-        grey = torch.from_numpy(view[: len(view) // 8 * 8, : view.shape[1] // 8 * 8].copy())[None, None]
-        places = torch.tensor([[(one.left + one.right) / 2, (one.top + one.bottom) / 2,
-                                max(one.right - one.left, one.bottom - one.top)] for one in placed]
-                              or [[16.0, 16.0, 30.0]])
-        found = session.run(DETECTOR_OUTPUTS, {"grey": grey.numpy(), "digits": places.numpy()})
-        expected = program(grey, places)
-        deviation = max(deviation, *(float(np.abs(found[index] - expected[index].numpy()).max())
-                                     for index, name in enumerate(DETECTOR_OUTPUTS) if name not in ("sizes", "votes")))
-    if not deviation <= TOLERANCE:  # also catches NaN
-        raise ExportError(f"{path} was not written: its probabilities are up to {deviation:.1g} off")
-    write_atomically(path, content)
-    return DetectorReport(len(content), SCENES, deviation)
+        _write_onnx(program, example, shapes, DETECTOR_OUTPUTS, metadata, file)
+        data = file.read_bytes()
+        file.write_bytes(data.replace(UNSEALED.encode(), f"content-sha256:{_sha256(data)}".encode()))
+        check_export(file)
+        return file.read_bytes()
+
+
+def _deviations(program: DetectorProgram, session: onnxruntime.InferenceSession, digits: Digits,
+                number: int) -> tuple[float, float]:
+    """How far an export's outputs for one picture are off: probabilities, and sizes and votes in pixels."""
+    view, placed = draw_page(digits, words(), 0, number)
+    grey = torch.from_numpy(view[:len(view) // 8 * 8, :view.shape[1] // 8 * 8].copy())[None, None]
+    places = torch.tensor([[(one.left + one.right) / 2, (one.top + one.bottom) / 2,
+                            max(one.right - one.left, one.bottom - one.top)] for one in placed] or [[16.0, 16.0, 30.0]])
+    found = session.run(DETECTOR_OUTPUTS, {"grey": grey.numpy(), "digits": places.numpy()})
+    off = dict.fromkeys(DETECTOR_OUTPUTS, 0.0)
+    for name, own, expected in zip(DETECTOR_OUTPUTS, found, program(grey, places)):
+        off[name] = float(np.abs(own - expected.numpy()).max())
+    return max(off["centres"], off["ink"], off["probabilities"]), max(off["sizes"], off["votes"])
 
 
 def _make(program: Program, metadata: dict[str, str], format: str, calibration: np.ndarray | None,

@@ -7,10 +7,10 @@
         print(number.text, number.confidence, number.trusted, number.reason)
 """
 
-import functools
 import hashlib
 import math
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist.detect import DETECTOR, NONE, FloatBox, Found, FoundDigit, find_digits
+from mnist.detect import DETECTOR, NONE, FloatBox, FoundDigit, find_digits
 from mnist.evaluate import predict
 from mnist.networks import DigitDetector
 from mnist.numbers import group, outline
@@ -45,9 +45,9 @@ class Prediction:
     """The prediction for a picture, or for one digit in it."""
 
     digit: int | None  # None where the picture does not hold exactly one digit
-    confidence: float  # 0 to 1: the calibrated probability of `digit`; 0 where there is none
+    confidence: float  # 0 to 1: the probability of `digit`; 0 where there is none; calibrated by `predict` only
     probabilities: np.ndarray  # (10,), of each digit
-    picture: np.ndarray  # uint8 (28, 28): the input of the network
+    picture: np.ndarray  # uint8 (28, 28): the digit's strokes in MNIST's format, the input of the network
     reason: str = ""  # why not to trust it; empty if no check failed
     notes: tuple[str, ...] = ()  # remarks on the picture
     box: Box | None = None  # of the digit, in pixels of the original picture; set by `read` only
@@ -66,7 +66,7 @@ class Number:
     digits: tuple[Prediction, ...]
     confidence: float  # 0 to 1: the product of its digits' confidences
     reason: str  # why not to trust it; empty if no check failed
-    notes: tuple[str, ...]  # remarks on the picture
+    notes: tuple[str, ...]  # remarks on the picture, and on what beside the number was left out
     box: Box  # in pixels of the original picture
     corners: tuple[tuple[int, int], ...]  # of its outline, which is turned as the page is; clockwise
 
@@ -80,12 +80,16 @@ class MNISTPredictor:
     """Reads digits in pictures with a trained network. Threads may share one predictor."""
 
     def __init__(self, model_path: str | os.PathLike[str] = "MNIST-MODEL.pth",
-                 device: str | torch.device = "cpu") -> None:
+                 device: str | torch.device = "cpu",
+                 detector_path: str | os.PathLike[str] = DETECTOR) -> None:
         """Load the weights. For single pictures the CPU is the fastest device.
 
-        The attribute `digest` is the SHA-256 of the file. Raises what `load_weights` raises, and
-        WeightsError if the calibration in the file belongs to another network.
+        The attribute `digest` is the SHA-256 of the file. The digit detector is loaded when `read` or
+        `read_numbers` first needs it. Raises what `load_weights` raises, and WeightsError if the
+        calibration in the file belongs to another network.
         """
+        self.detector_path, self._loading = detector_path, threading.Lock()
+        self._detector: DigitDetector | None = None
         self.model, self.metadata = load_weights(model_path)
         self.digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
         self.model.to(device)
@@ -119,7 +123,7 @@ class MNISTPredictor:
         """Read all numbers in a picture, line by line. Without digits the list is empty.
 
         The digits may touch, and stand in the boxes of a form or on a page anywhere in the picture.
-        For `image` and errors see `read_picture`.
+        For `image` and errors see `read_picture`; also raises what `load_detector` raises.
         """
         source = read_picture(image)
         ready = in_mnist_form(source.grey)
@@ -127,7 +131,10 @@ class MNISTPredictor:
             one, = self._judge([Prepared(ready, [], source.notes)])
             return [_number([replace(one, box=(0, 0, 28, 28))], [(0.0, 0.0, 28.0, 28.0)], 0.0, "", source.notes)]
         found = find_digits(self.detector, source.grey)
-        return _numbers(found, self._second_opinions(found.digits), source.scale, source.notes)
+        possible = [one for one in found.digits if one.logits[:NONE].max() + READ_MARGIN > one.logits[NONE]]
+        digits = [one for one in possible if one.score > READ_SCORE]
+        unread = [one.box for one in possible if one.score <= READ_SCORE] + found.writing
+        return _numbers(digits, self._second_opinions(digits), unread, source.scale, source.notes)
 
     def _second_opinions(self, digits: list[FoundDigit]) -> list["_Opinion"]:
         """What the network says of each digit that the detector has found."""
@@ -138,10 +145,13 @@ class MNISTPredictor:
         confidences, classes = logits.softmax(1).max(1)
         return [_Opinion(*one) for one in zip(pictures, classes.tolist(), confidences.tolist(), rejected)]
 
-    @functools.cached_property
+    @property
     def detector(self) -> DigitDetector:
         """The digit detector, loaded when it is first needed. Raises what `load_detector` raises."""
-        return load_detector(DETECTOR)[0].to(next(self.model.parameters()).device)
+        with self._loading:
+            if self._detector is None:
+                self._detector = load_detector(self.detector_path)[0].to(next(self.model.parameters()).device)
+            return self._detector
 
     def _judge(self, prepared: list[Prepared]) -> list[Prediction]:
         if not prepared:
@@ -192,13 +202,10 @@ class _Opinion(NamedTuple):
     rejected: bool  # as out of distribution
 
 
-def _numbers(found: Found, opinions: list[_Opinion], scale: float, notes: tuple[str, ...]) -> list[Number]:
-    """The numbers in a picture that has been reduced by `scale`; `opinions` are on its digits."""
-    possible = [(one, opinion) for one, opinion in zip(found.digits, opinions)
-                if one.logits[:NONE].max() + READ_MARGIN > one.logits[NONE]]
-    doubtful = [one.box for one, _ in possible if one.score <= READ_SCORE]
-    possible = [(one, opinion) for one, opinion in possible if one.score > READ_SCORE]
-    digits, predictions = [one for one, _ in possible], [_found_prediction(*one, scale) for one in possible]
+def _numbers(digits: list[FoundDigit], opinions: list[_Opinion], unread: list[FloatBox], scale: float,
+             notes: tuple[str, ...]) -> list[Number]:
+    """The numbers that these digits make; `unread` are the boxes of other writing in the picture."""
+    predictions = [_found_prediction(*one, scale) for one in zip(digits, opinions)]
     boxes, results = [one.box for one in digits], []
     numbers, angle = group(boxes)
     for number in numbers:
@@ -206,8 +213,8 @@ def _numbers(found: Found, opinions: list[_Opinion], scale: float, notes: tuple[
         if np.mean(clear) < CLEAR_SHARE:  # a word, or a pattern
             continue
         own = [boxes[index] for index in number]
-        reason = "something beside it was not read" if _missed(own, angle, [*doubtful, *found.writing]) else ""
-        remarks = notes + _remarks(own, found.writing)
+        reason = "something beside it was not read" if _missed(own, angle, unread) else ""
+        remarks = notes + _remarks(own, unread)
         results.append(_number([replace(predictions[index], notes=remarks) for index in number],
                                [_scaled(box, scale) for box in own], angle, reason, remarks))
     return results
@@ -218,6 +225,9 @@ def _remarks(digits: list[FloatBox], writing: list[FloatBox]) -> tuple[str, ...]
     left, top = (min(box[side] for box in digits) for side in (0, 1))
     right, bottom = (max(box[side] for box in digits) for side in (2, 3))
     height = float(np.median([box[3] - box[1] for box in digits]))
+    writing = [one for one in writing
+               if not any(box[0] < (one[0] + one[2]) / 2 < box[2] and box[1] < (one[1] + one[3]) / 2 < box[3]
+                          for box in digits)]
     sides = [max(box[2] - box[0], box[3] - box[1]) for box in writing]
     among = [left < (box[0] + box[2]) / 2 < right + BESIDE * height
              and top < (box[1] + box[3]) / 2 < bottom + 0.3 * height for box in writing]
@@ -255,7 +265,9 @@ def _missed(digits: list[FloatBox], angle: float, others: list[FloatBox]) -> boo
     height = np.median([bottom - top for _, top, _, bottom in digits])
     slope = math.tan(angle)
     for left, top, right, bottom in others:
-        if not 0.5 * height < bottom - top < 1.7 * height:
+        x, y = (left + right) / 2, (top + bottom) / 2
+        own = any(box[0] < x < box[2] and box[1] < y < box[3] for box in digits)
+        if own or not 0.5 * height < bottom - top < 1.7 * height:
             continue
         for own_left, own_top, own_right, own_bottom in digits:
             gap = max(own_left - right, left - own_right)

@@ -61,7 +61,7 @@ class TrainingRun:
         def epochs() -> Iterator[Epoch]:
             checkpoint = checkpoint_path(self.model_path)
             if is_first() and not resume:
-                _set_aside(checkpoint)
+                set_aside(checkpoint)
             yield from train(self.model, self.train_set, self.val_set, mean=self.mean, std=self.std, seed=self.seed,
                              checkpoint=checkpoint, resume=resume, batch_bar=batch_bar, **settings)
 
@@ -147,7 +147,7 @@ def log_to_tensorboard(epochs: Iterable[Epoch], log_dir: Path | None, network: s
         log.add_images("training images", images[:32, None])
 
 
-def _set_aside(checkpoint: Path) -> None:
+def set_aside(checkpoint: Path) -> None:
     """Rename the previous training's checkpoint to .old.checkpoint, if it finished an epoch."""
     with contextlib.suppress(FileNotFoundError, WeightsError):  # there is none, or nobody can resume it
         if read_checkpoint(checkpoint)["history"]:

@@ -43,16 +43,16 @@ def test_nearly_every_digit_is_found_where_it_is(kind):
     assert found / boxes > 0.93 and right / boxes > 0.8
 
 
-def test_touching_digits_share_no_stroke():
-    """The strokes that are cut out have together about as much ink as both digits."""
-    rng = np.random.default_rng(0)
+def test_touching_digits_are_cut_apart():
+    """Each has strokes of its own, of about its own shape."""
+    rng, alike = np.random.default_rng(0), []
     for _ in range(10):
-        scene = scenes.touching(rng)
-        digits = [one for one in find_digits(DETECTOR_NETWORK, read_picture(scene.picture).grey).digits
-                  if one.score > 0.4][:2]
-        for one in digits:
-            wide, high = one.box[2] - one.box[0], one.box[3] - one.box[1]
-            assert one.strokes.shape[1] / one.strokes.shape[0] == pytest.approx(wide / high, rel=0.5)
+        found = find_digits(DETECTOR_NETWORK, read_picture(scenes.touching(rng).picture).grey).digits
+        digits = [one for one in found if one.score > 0.4]
+        alike.append(len(digits) == 2 and all(
+            one.strokes.shape[1] / one.strokes.shape[0]
+            == pytest.approx((one.box[2] - one.box[0]) / (one.box[3] - one.box[1]), rel=0.35) for one in digits))
+    assert np.mean(alike) >= 0.7
 
 
 def test_digits_of_the_training_generator_are_found_as_well():

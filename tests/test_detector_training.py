@@ -28,9 +28,9 @@ def data(tmp_path, monkeypatch) -> Path:
     for name, value in (("STEPS", 2), ("SCENES", 4), ("PAGES", 2)):
         monkeypatch.setattr(mnist.detector_training, name, value)
     for split in ("train", "test"):
-        (tmp_path / "data" / split).mkdir(parents=True)
-        for array, file in zip((IMAGES[:400], LABELS[:400]), FILES[split]):
-            write_idx(tmp_path / "data" / split / file, array)
+        for array, name in zip((IMAGES[:400], LABELS[:400]), FILES[split]):
+            (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+            write_idx(tmp_path / "data" / name, array)
     return tmp_path / "data"
 
 
@@ -95,7 +95,7 @@ def test_a_detector_is_no_network_and_a_network_no_detector():
 
 def test_the_command_line_trains_it(data, tmp_path, capsys):
     path = tmp_path / "detector.pth"
-    arguments = ["--mode", "train-detector", "--data", str(data), "--output", str(path), "--epochs", "1"]
+    arguments = ["--mode", "train-detector", "--data", str(data), "--detector", str(path), "--epochs", "1"]
     assert run_model.main(arguments) == 0
     assert capsys.readouterr().out == f"the digit detector: {path}\n"
     assert run_model.main([*arguments, "--resume"]) == 0

@@ -221,7 +221,7 @@ def upload(page: Page, path: Path) -> None:
 
 def test_the_digits_of_a_photo_are_read_and_kept(page):
     show(page, "Upload")
-    page.get_by_label("Keep doubtful digits as well").check()
+    page.get_by_label("Keep the digits of doubtful numbers as well").check()
     upload(page, ROOT / "figures" / "samples" / "number.jpg")
     expect(page.locator("#seen")).to_contain_text(re.compile(r"Read: 0316\??, 52948\??\."))
     assert page.locator("#seen img").count() == 9
