@@ -40,13 +40,15 @@ def score(total: int, labelled: int, right: int) -> str:
 
 def shown(file: str) -> tuple[Image.Image, float]:
     """A picture file as `read_picture` sees it, in colour if it can be, and how many pixels of the file a pixel is."""
-    source = read_picture(file)
     with Image.open(file, formats=PICTURE_FORMATS) as picture:
         if picture.has_transparency_data or picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
+            source = read_picture(file)
             return Image.fromarray(np.rint(255 * source.grey).astype(np.uint8)).convert("RGB"), source.scale
+        longest = max(picture.size)
         picture.draft(None, (2 * MAX_WORKING_SIDE, 2 * MAX_WORKING_SIDE))
         upright = ImageOps.exif_transpose(picture).convert("RGB")
-        return upright.resize(source.grey.shape[::-1], reducing_gap=2), source.scale
+        upright.thumbnail((MAX_WORKING_SIDE, MAX_WORKING_SIDE), reducing_gap=2)
+        return upright, longest / max(upright.size)
 
 
 def outlined(picture: Image.Image, scale: float, numbers: list[Number]) -> Image.Image:

@@ -2,7 +2,7 @@
 
     found = find_digits(detector, grey)
     for digit in found.digits:
-        print(digit.probabilities.argmax(), digit.box)
+        print(digit.logits.argmax(), digit.box)
 
 The detector sees the picture at several sizes, because it knows digits of 20 to 44 pixels. At each
 size it marks where a digit's centre is, and each pixel of ink votes for the centre of its own digit.
@@ -21,13 +21,11 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from mnist.networks import DigitDetector, local_contrast
+from mnist.networks import CELL, LARGEST, NONE, REFERENCE, DigitDetector, local_contrast
+from mnist.numbers import FloatBox
 from mnist.picture import MAX_WORKING_SIDE, MIN_WORKING_SIDE, crop
 
 DETECTOR = Path(__file__).with_name("detector.pth")  # the weights file of the detector that this project trained
-CELL = 4  # the detector's maps have a cell for each 4 × 4 pixels
-SMALLEST, LARGEST = 20.0, 44.0  # pixels: the longer side of the digits that the detector finds
-REFERENCE = 32.0  # pixels: the unit of the votes; sizes are logarithms of their ratio to it
 STEP = 1.6  # between the sizes at which the picture is seen; less than LARGEST / SMALLEST, so that no digit is missed
 ENLARGED = 1.5  # a picture is enlarged at most so much, or to MIN_WORKING_SIDE
 MARGIN = 16  # pixels around the picture, so that digits at its edge have a background
@@ -37,10 +35,7 @@ MAX_CANDIDATES = 1500  # the strongest ones; a page of print has more
 SAME_OVERLAP, SAME_INSIDE = 0.45, 0.75  # two boxes are one digit above either: intersection over union, over smaller
 CROP, CROPPED = 32, 1.3  # pixels of a crop's side, and how much larger than the digit it is
 OWN = 0.35  # of a digit's side: ink that votes for a place so far from its centre is hardly its own
-NONE = 10  # the reader's class for what is no digit
 SHARPER = 3  # a digit's strokes are cut out at three times the size at which the detector saw it
-
-FloatBox = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -86,10 +81,15 @@ def views(detector: DigitDetector, grey: np.ndarray) -> list[View]:
         view = view.to(device)
         heat, sizes, votes, strokes = detector(view)
         results.append(View(heat[0, 0].sigmoid().cpu().numpy(),
-                            (REFERENCE * sizes[0].clamp(-2, 1.5).exp()).cpu().numpy(),
+                            in_pixels(sizes[0]).cpu().numpy(),
                             layers(view, votes, strokes), (wide / width, high / height)))
         scale /= STEP
     return results
+
+
+def in_pixels(sizes: Tensor) -> Tensor:
+    """The detector's map of sizes in pixels, within the range that it can find."""
+    return REFERENCE * sizes.clamp(-2.0, 1.5).exp()
 
 
 def layers(grey: Tensor, votes: Tensor, strokes: Tensor) -> Tensor:
@@ -122,10 +122,10 @@ def find_digits(detector: DigitDetector, grey: np.ndarray) -> Found:
                         key=lambda one: one.score)[:MAX_CANDIDATES]
     kept = _without_duplicates(candidates)
     everything = [one for digit, twins in kept for one in (digit, *twins)]
-    logits = dict(zip(map(id, everything), _read(detector, seen, everything)))
+    logits = iter(_read(detector, seen, everything))
     digits, read = [], []
     for one, twins in kept:
-        mean = np.mean([logits[id(twin)] for twin in (one, *twins)], 0)
+        mean = np.mean([next(logits) for _ in (one, *twins)], 0)
         if one.score > CERTAIN_SCORE and mean.argmax() != NONE:
             read.append(one)
         strokes = _own_strokes(seen[one.view], one, [other for other, _ in kept])
@@ -201,15 +201,18 @@ def _without_duplicates(candidates: list[_Candidate]) -> list[tuple[_Candidate, 
     return kept
 
 
+def _part(view: View, box: FloatBox, margin: float) -> tuple[slice, slice]:
+    """The rows and columns of a view that show a box of the picture and a margin, in pixels of the view."""
+    left, top = (max(0, int(edge * scale + MARGIN - margin)) for edge, scale in zip(box[:2], view.scale))
+    right, bottom = (int(edge * scale + MARGIN + margin) + 1 for edge, scale in zip(box[2:], view.scale))
+    return slice(top, bottom), slice(left, right)
+
+
 def _own_strokes(view: View, one: _Candidate, others: list[_Candidate]) -> np.ndarray:
     """The ink that votes for this digit's centre, rather than for another's; bool, SHARPER times the view's size."""
     across, down = view.scale
     side = one.side * max(across, down)
-    margin = 0.15 * side + 2
-    left, top = (max(0, int(edge * scale + MARGIN - margin)) for edge, scale in zip(one.box[:2], view.scale))
-    right, bottom = (int(edge * scale + MARGIN + margin) + 1 for edge, scale in zip(one.box[2:], view.scale))
-    part = np.s_[top:bottom, left:right]
-    _, ink, *votes = view.layers[0, :, *part].cpu().numpy()
+    _, ink, *votes = view.layers[0, :, *_part(view, one.box, 0.15 * side + 2)].cpu().numpy()
     if not ink.size:
         return np.zeros((1, 1), bool)
 
@@ -235,10 +238,7 @@ def _other_writing(seen: list[View], digits: list[_Candidate]) -> list[FloatBox]
     across, down = view.scale
     ink = view.layers[0, 1].cpu().numpy() > 0.5
     for one in digits:
-        margin = 0.1 * one.side
-        left, top = (max(0, int((edge - margin) * scale + MARGIN)) for edge, scale in zip(one.box[:2], view.scale))
-        right, bottom = (int((edge + margin) * scale + MARGIN) + 1 for edge, scale in zip(one.box[2:], view.scale))
-        ink[top:bottom, left:right] = False
+        ink[_part(view, one.box, 0.1 * one.side * max(view.scale))] = False
     parts, _ = ndimage.label(ink, np.ones((3, 3)))
     return [((columns.start - MARGIN) / across, (rows.start - MARGIN) / down,
              (columns.stop - MARGIN) / across, (rows.stop - MARGIN) / down)

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
-from mnist.detect import CELL, NONE, REFERENCE, crops, find_digits, layers
-from mnist.networks import DigitDetector
+from mnist.detect import crops, find_digits, layers
+from mnist.networks import CELL, NONE, REFERENCE, DigitDetector
 from mnist.numbers import group
 from mnist.runs import check_model_path, checkpoint_path, set_aside
 from mnist.scenes import Digits, Targets, draw_page, draw_scenes, words

@@ -39,7 +39,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mnist.detect import DETECTOR, REFERENCE, crops, layers
+from mnist.detect import DETECTOR, crops, in_pixels, layers
 from mnist.evaluate import predict
 from mnist.files import write_atomically
 from mnist.networks import NETWORKS, DigitDetector
@@ -110,7 +110,7 @@ class DetectorProgram(nn.Module):
         centres, sizes, votes, strokes = self.detector(grey)
         seen = layers(grey, votes, strokes)
         parts = crops(seen, torch.zeros_like(digits[:, 0]), digits[:, :2], digits[:, 2])
-        return (centres.sigmoid(), REFERENCE * sizes.clamp(-2.0, 1.5).exp(), seen[:, 2:], seen[:, 1:2],
+        return (centres.sigmoid(), in_pixels(sizes), seen[:, 2:], seen[:, 1:2],
                 self.detector.reader(parts).softmax(1))
 
 

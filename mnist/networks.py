@@ -114,6 +114,13 @@ NETWORKS: dict[str, type[nn.Sequential]] = {network.__name__: network for networ
     MNIST_CNN, MNIST_CNN_Dropout, ThreeConv, MNISTNet, SixConv)}
 
 
+# what DigitDetector's maps mean; lengths are in pixels
+CELL = 4  # its maps have a cell for each 4 × 4 pixels
+SMALLEST, LARGEST = 20.0, 44.0  # the longer side of the digits that it finds
+REFERENCE = 32.0  # the unit of the votes; sizes are logarithms of their ratio to it
+NONE = 10  # its reader's class for what is no digit
+
+
 class DigitDetector(nn.Module):
     """Finds handwritten digits of 20 to 44 pixels, and reads each one found; 304,672 parameters.
 

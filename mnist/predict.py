@@ -20,16 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist.detect import DETECTOR, NONE, FloatBox, FoundDigit, find_digits
+from mnist.detect import DETECTOR, FoundDigit, find_digits
 from mnist.evaluate import predict
-from mnist.networks import DigitDetector
-from mnist.numbers import group, outline
+from mnist.networks import NONE, DigitDetector
+from mnist.numbers import FloatBox, group, outline
 from mnist.ood import features_and_logits, logits_and_ood_scores, ood_inputs
 from mnist.picture import AnyPicture, Box, PictureError, Prepared, fit, in_mnist_form, prepare, read_picture
 from mnist.weights import WeightsError, load_detector, load_weights
 
 MAX_ASPECT_RATIO = 2.0  # width by height: no single digit of MNIST is wider
 MIN_CONFIDENCE = 0.9
+OUT_OF_DISTRIBUTION = "it does not look like a single digit (out of distribution)"
 # of the digit detector, chosen on scenes from validation images
 READ_SCORE, READ_MARGIN = 0.4, 2.0  # a digit has a higher score, and a logit at most so much below that of no digit
 CLEAR_SCORE, CLEAR_SHARE = 0.5, 0.5  # in a number, so many digits have this score and are likelier than no digit
@@ -186,11 +187,16 @@ class MNISTPredictor:
             if prepared.cut_off:
                 reason = "something is cut off at the edge of the picture"
             elif rejected:
-                reason = "it does not look like a single digit (out of distribution)"
+                reason = OUT_OF_DISTRIBUTION
             elif confidence < MIN_CONFIDENCE:
-                reason = f"low confidence: it may be a {probabilities.argsort()[-2]} as well"
+                reason = _low_confidence(probabilities)
             return Prediction(digit, confidence, probabilities, picture, reason, prepared.notes)
         return Prediction(None, 0.0, np.full(10, 0.1, np.float32), picture, reason, prepared.notes)
+
+
+def _low_confidence(probabilities: np.ndarray) -> str:
+    """The reason not to trust a digit with these probabilities (10,): the second most probable one."""
+    return f"low confidence: it may be a {probabilities.argsort()[-2]} as well"
 
 
 class _Opinion(NamedTuple):
@@ -213,11 +219,18 @@ def _numbers(digits: list[FoundDigit], opinions: list[_Opinion], unread: list[Fl
         if np.mean(clear) < CLEAR_SHARE:  # a word, or a pattern
             continue
         own = [boxes[index] for index in number]
-        reason = "something beside it was not read" if _missed(own, angle, unread) else ""
-        remarks = notes + _remarks(own, unread)
+        others = [box for box in unread if not _centred_in(box, own)]
+        reason = "something beside it was not read" if _missed(own, angle, others) else ""
+        remarks = notes + _remarks(own, others)
         results.append(_number([replace(predictions[index], notes=remarks) for index in number],
                                [_scaled(box, scale) for box in own], angle, reason, remarks))
     return results
+
+
+def _centred_in(one: FloatBox, boxes: list[FloatBox]) -> bool:
+    """Whether the middle of a box lies in one of the others: then it is ink of that digit."""
+    x, y = (one[0] + one[2]) / 2, (one[1] + one[3]) / 2
+    return any(left < x < right and top < y < bottom for left, top, right, bottom in boxes)
 
 
 def _remarks(digits: list[FloatBox], writing: list[FloatBox]) -> tuple[str, ...]:
@@ -225,9 +238,6 @@ def _remarks(digits: list[FloatBox], writing: list[FloatBox]) -> tuple[str, ...]
     left, top = (min(box[side] for box in digits) for side in (0, 1))
     right, bottom = (max(box[side] for box in digits) for side in (2, 3))
     height = float(np.median([box[3] - box[1] for box in digits]))
-    writing = [one for one in writing
-               if not any(box[0] < (one[0] + one[2]) / 2 < box[2] and box[1] < (one[1] + one[3]) / 2 < box[3]
-                          for box in digits)]
     sides = [max(box[2] - box[0], box[3] - box[1]) for box in writing]
     among = [left < (box[0] + box[2]) / 2 < right + BESIDE * height
              and top < (box[1] + box[3]) / 2 < bottom + 0.3 * height for box in writing]
@@ -247,9 +257,9 @@ def _found_prediction(found: FoundDigit, opinion: _Opinion, scale: float) -> Pre
     confirmed = opinion.digit == digit and opinion.confidence > MIN_CONFIDENCE and not opinion.rejected
     least, most = (CONFIRMED if confirmed else UNCONFIRMED)
     if found.score < TRUSTED_SCORE or none > most:
-        reason = "it does not look like a single digit (out of distribution)"
+        reason = OUT_OF_DISTRIBUTION
     elif confidence < least:
-        reason = f"low confidence: it may be a {probabilities[:NONE].argsort()[-2]} as well"
+        reason = _low_confidence(probabilities[:NONE])
     left, top, right, bottom = map(round, _scaled(found.box, scale))
     return Prediction(digit, confidence, probabilities[:NONE] / probabilities[:NONE].sum(), opinion.picture, reason,
                       (), (left, top, right, bottom))
@@ -265,9 +275,7 @@ def _missed(digits: list[FloatBox], angle: float, others: list[FloatBox]) -> boo
     height = np.median([bottom - top for _, top, _, bottom in digits])
     slope = math.tan(angle)
     for left, top, right, bottom in others:
-        x, y = (left + right) / 2, (top + bottom) / 2
-        own = any(box[0] < x < box[2] and box[1] < y < box[3] for box in digits)
-        if own or not 0.5 * height < bottom - top < 1.7 * height:
+        if not 0.5 * height < bottom - top < 1.7 * height:
             continue
         for own_left, own_top, own_right, own_bottom in digits:
             gap = max(own_left - right, left - own_right)

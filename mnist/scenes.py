@@ -25,14 +25,13 @@ from skimage.morphology import skeletonize
 from torch import Tensor
 from tqdm import tqdm
 
+from mnist.networks import CELL, LARGEST, REFERENCE, SMALLEST
+
 SIDE = 128  # of a patch
-CELL = 4  # the detector's grid has a cell for each 4 × 4 pixels
-SMALLEST, LARGEST = 20.0, 44.0  # the longer side of the digits that the detector is to find
 NEARLY = 1.5  # digits too small or too large by at most this factor may be found
 TILE = 72  # a digit is drawn in a tile of 72 × 72 pixels
 FIELD = 56  # a digit's distances are kept on a grid of 56 × 56
 STEPS = 16.0  # distances are kept in sixteenths of that grid
-REFERENCE = 32.0  # sizes are given as logarithms of their ratio to this length
 Rng = np.random.Generator
 
 
@@ -141,6 +140,9 @@ def words(count: int = 4000, seed: int = 0) -> list[np.ndarray]:
     return bank
 
 
+Form = tuple[float, float, float, float, float]  # tilt, x and y of a wall's top, height, share of the walls there
+
+
 @dataclass
 class Layout:
     """What is written on one patch or page, before it is photographed."""
@@ -152,7 +154,7 @@ class Layout:
     page: bool = False  # whether an edge of the page may be seen
     table: bool = False  # whether there is no paper at all
     pitch: float = 0.0  # between the walls of a form's boxes; 0 without a form
-    form: tuple[float, float, float, float, float] = (0, 0, 0, 0, 0)  # see Form
+    form: Form = (0, 0, 0, 0, 0)
 
 
 class Placed(NamedTuple):
@@ -273,9 +275,6 @@ def _lines(bank: Digits, patch: int, rng: Rng) -> list[Line]:
         lines.append(Line(patch, writings, gaps, drops, x, y, hand))
         y += step
     return lines
-
-
-Form = tuple[float, float, float, float, float]  # tilt, x and y of a wall's top, height, share of the walls there
 
 
 def _form(bank: Digits, patch: int, rng: Rng, count: int = 0) -> tuple[Line, float, Form]:
