@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from mnist.networks import CELL, LARGEST, NONE, REFERENCE, DigitDetector, local_contrast
 from mnist.numbers import FloatBox
@@ -108,6 +107,8 @@ def crops(layers: Tensor, pictures: Tensor, middles: Tensor, sides: Tensor) -> T
 
     `layers` are (N, 4, H, W), and `pictures` (K,) says in which of the N each digit is.
     """
+    from torchvision.ops import roi_align  # takes more than a second to import
+
     reach = CROPPED / 2 * sides[:, None]
     boxes = torch.cat([pictures[:, None].float(), middles - reach, middles + reach], 1)
     parts = roi_align(layers, boxes, CROP, sampling_ratio=1, aligned=True)
