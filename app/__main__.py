@@ -1,18 +1,21 @@
 """Serve the page: python -m app, or `make app`. It prints its address. Ctrl-C stops it.
 
-The settings come from options, from the environment, or from a file `.env`: see app/settings.py.
+`python -m app check` checks the database and each drawing in it. `python -m app backup FILE` copies
+an SQLite database, also while the page runs. The settings come from options, from the environment, or
+from a file `.env`: see app/settings.py.
 """
 
 import argparse
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from app.settings import is_loopback, read_settings
-from app.store import Store
+from app.store import Store, StoreError
 
 if TYPE_CHECKING:
     from app.page import Page
@@ -22,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     options = argparse.ArgumentParser(prog="python -m app", description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("command", nargs="?", choices=["serve", "check", "backup"], default="serve",
+                         help="what to do (default: %(default)s)")
+    options.add_argument("file", nargs="?", type=Path, help="backup: the file to write")
     options.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this "
                                                              "machine alone)")
     options.add_argument("--port", type=_port, help="the port (default: the first free one from 7860 up)")
@@ -32,10 +38,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the page until Ctrl-C or SIGTERM. Returns the exit status: 0, or 2 where the page cannot be served."""
+    """Run the page until Ctrl-C or SIGTERM. Returns the exit status.
+
+    It is 0, or 1 where a check has found damage, or 2 where the command cannot be done.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop a process with SIGTERM
     options = parser().parse_args(arguments)
+    if (options.command == "backup") != (options.file is not None):
+        print("python -m app: backup needs the name of a file, and no other command takes one", file=sys.stderr)
+        return 2
     try:
+        if options.command == "check":
+            return check(Store(read_settings().database))
+        if options.command == "backup":
+            Store(read_settings().database).backup(options.file)
+            print(f"copied the database to {options.file}")
+            return 0
         page, address = serve(options)
         print(f"Draw at {address} (Ctrl-C ends it)", flush=True)
         try:
@@ -45,9 +63,26 @@ def main(arguments: list[str] | None = None) -> int:
             page.stop()
     except KeyboardInterrupt:
         return 0
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StoreError) as error:
         print(f"python -m app: {error}", file=sys.stderr)
         return 2
+
+
+def check(store: Store) -> int:
+    """Print what a check of the database finds. Returns 1 where something is damaged, otherwise 0."""
+    health = store.check()
+    if health.faults is None:
+        print("The database was not asked to check itself: on PostgreSQL, run CREATE EXTENSION amcheck first.")
+    else:
+        print("\n".join(health.faults) or "The database finds no fault in itself.")
+    intact = health.total - health.unproven - len(health.damaged)
+    print(f"{intact:,} of {health.total:,} drawings match their checksums.")
+    if health.unproven:
+        print(f"Saved before drawings had checksums: {health.unproven:,}")
+    if health.damaged:
+        print(f"Damaged: {len(health.damaged):,}, with the numbers {', '.join(map(str, health.damaged[:20]))}"
+              + (", …" if len(health.damaged) > 20 else ""))
+    return int(bool(health.faults or health.damaged))
 
 
 def serve(options: argparse.Namespace) -> tuple["Page", str]:

@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -30,10 +31,23 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from app.table import EVERYTHING, Base, Filter, Prediction, Statistics, checked_digit, checked_share
+from app.table import (
+    EVERYTHING,
+    INTACT,
+    Base,
+    Damaged,
+    Filter,
+    Prediction,
+    Statistics,
+    checked_digit,
+    checked_share,
+    checksum,
+    stored_checksum,
+)
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 INSERT = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+DAMAGED = ("XX001", "XX002")  # SQLSTATE of PostgreSQL's errors
 MAKING = 0x4D4E495354  # key of the PostgreSQL advisory lock for creating the table
 EXPORT_BATCH = 500  # rows read at a time: a few megabytes with their images
 
@@ -57,6 +71,8 @@ FAULTS = {  # by SQLite's error name, or by PostgreSQL's SQLSTATE
     "SQLITE_IOERR": "the database file {name} cannot be read or written: check its disk",
     "SQLITE_NOTADB": "the file {name} is not an SQLite database: move it away, or name another in DATABASE_URL",
     "SQLITE_READONLY": "the database file {name} is read-only: make it and its folder writable",
+    "XX001": "the database {name} is damaged: restore it from a copy",
+    "XX002": "the database {name} has a damaged index: run REINDEX DATABASE, or restore it from a copy",
     "25006": "the database {name} is read-only: drawings are not being kept",
     "42501": "the database {name} does not let this user read and write its table: grant POSTGRES_USER these rights",
     "53100": "the database server's disk is full: drawings are not being kept until there is room",
@@ -81,6 +97,16 @@ class MissingError(StoreError):
     """There is no drawing with this number."""
 
 
+@dataclass(frozen=True)
+class Health:
+    """What a check of the database has found."""
+
+    faults: list[str] | None  # the database's own findings; None where it cannot check itself
+    total: int  # rows
+    unproven: int  # rows that were saved before rows had checksums
+    damaged: list[int]  # numbers of the rows that do not match their checksums
+
+
 class _Connection(psycopg.Connection):
     """A connection that closes itself where the server stops answering: a frozen server reports no error."""
 
@@ -99,6 +125,7 @@ class Store:
     The constructor does not connect. The first method that reaches the database creates the table
     where it is missing. Every method that needs the database raises StoreError where the database
     fails, or where its table `predictions` lacks a column; such a table is not changed.
+    A row is damaged if it is not what was saved; this shows in its checksum (`digest`).
     """
 
     def __init__(self, url: sa.URL) -> None:
@@ -154,7 +181,9 @@ class Store:
         upsert = insert.on_conflict_do_update(index_elements=[Prediction.drawing], set_=values)
         with self._session(writes=True) as session:  # an upsert alone uses up a number even to update
             known = session.execute(update.returning(Prediction.id)).scalar_one_or_none()
-            return known or session.execute(upsert.returning(Prediction.id)).scalar_one()
+            row = known or session.execute(upsert.returning(Prediction.id)).scalar_one()
+            session.execute(sa.update(Prediction).where(Prediction.id == row).values(digest=stored_checksum()))
+            return row
 
     def label(self, id: int, true_label: int | None) -> None:
         """Set the true label of a drawing, a digit, or remove it with None.
@@ -168,8 +197,8 @@ class Store:
         """Delete a drawing. Raises MissingError where there is no drawing with this number."""
         self._change(id, sa.delete(Prediction))
 
-    def search(self, wanted: Filter = EVERYTHING, limit: int = 50, offset: int = 0) -> list[Prediction]:
-        """The drawings that match the filter, most recent first.
+    def search(self, wanted: Filter = EVERYTHING, limit: int = 50, offset: int = 0) -> list[Prediction | Damaged]:
+        """The drawings that match the filter, most recent first; in place of a damaged one its number.
 
         Skips the first `offset` of them and returns at most `limit`. Raises ValueError where `limit`
         is less than 1 or `offset` less than 0.
@@ -177,9 +206,13 @@ class Store:
         if not (0 < limit < 2**31 and 0 <= offset < 2**31):
             raise ValueError(f"a page needs a limit from 1 and an offset from 0, below 2**31, not {limit} and {offset}")
         newest_first = Prediction.timestamp.desc(), Prediction.id.desc()
-        query = sa.select(Prediction).where(*wanted.conditions()).order_by(*newest_first)
+        query = sa.select(Prediction.id).where(*wanted.conditions()).order_by(*newest_first)
         with self._session() as session:
-            return list(session.scalars(query.limit(limit).offset(offset)))
+            self._hold_still(session)
+            numbers = session.scalars(query.limit(limit).offset(offset)).all()
+            intact = sa.select(Prediction).where(Prediction.id.in_(numbers), INTACT)
+            rows = {row.id: row for row in session.scalars(intact)}
+            return [rows.get(number, Damaged(number)) for number in numbers]
 
     def count(self, wanted: Filter = EVERYTHING) -> int:
         """How many drawings match the filter."""
@@ -194,7 +227,7 @@ class Store:
             return tuple(session.execute(sa.select(*counts)).one())
 
     def statistics(self) -> Statistics:
-        """Count all drawings. The database counts, so no images are read."""
+        """Count all drawings but the damaged ones. The database checks and counts them."""
         steps = (sa.case((Prediction.confidence >= edge / 10, 1), else_=0) for edge in range(1, 10))
         cells = sa.select(Prediction.true_label, Prediction.predicted_digit, sum(steps).label("bin"), sa.func.count()) \
             .group_by(Prediction.true_label, Prediction.predicted_digit, "bin")
@@ -202,17 +235,20 @@ class Store:
             .group_by("day").order_by("day")
         confusion, histogram = np.zeros((10, 10), int), np.zeros((10, 3), int)
         with self._session() as session:
-            if self._engine.dialect.name == "postgresql":  # both queries must see the same moment
-                session.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+            self._hold_still(session)
+            damaged = session.scalars(sa.select(Prediction.id).where(~INTACT)).all()
+            if damaged:
+                cells, days = (query.where(Prediction.id.not_in(damaged)) for query in (cells, days))
             for label, digit, tenth, count in session.execute(cells):
                 histogram[tenth, 2 if label is None else int(label != digit)] += count
                 if label is not None:
                     confusion[label, digit] += count
-            return Statistics(confusion, histogram, dict(session.execute(days).all()))
+            return Statistics(confusion, histogram, dict(session.execute(days).all()), len(damaged))
 
     def export_csv(self, file: TextIO, wanted: Filter = EVERYTHING) -> None:
         """Write the drawings that match the filter as CSV, in the order of their numbers, without images.
 
+        Damaged drawings are left out.
         `file` must have been opened with newline="". Times are ISO 8601 in UTC. A missing label is an
         empty field. The rows are read in batches to save memory, so the file may include drawings
         that are saved during the export.
@@ -227,10 +263,47 @@ class Store:
     def labelled(self) -> Iterator[tuple[int, bytes, int]]:
         """The number, PNG file and true label of each labelled drawing, in the order of their numbers.
 
-        The rows are read in batches, to save memory.
+        Damaged drawings are left out. The rows are read in batches, to save memory.
         """
         columns = [Prediction.id, Prediction.image_data, Prediction.true_label]
         return (tuple(row) for row in self._rows(columns, [Prediction.true_label.is_not(None)]))
+
+    def check(self) -> Health:
+        """Let the database check its own file, and compare each row with its checksum.
+
+        PostgreSQL checks its table and indexes where its extension amcheck is installed.
+        """
+        with self._session() as session:
+            self._hold_still(session)
+            if self._engine.dialect.name == "sqlite":
+                found = session.scalars(sa.text("PRAGMA integrity_check")).all()
+                faults = None if not found else [line for line in found if line != "ok"]
+            else:
+                session.execute(sa.text("SET LOCAL statement_timeout = 0"))
+                faults = _amcheck(session)
+            total, proven = session.execute(sa.select(sa.func.count(), sa.func.count(Prediction.digest))
+                                            .select_from(Prediction)).one()
+            damaged = session.scalars(sa.select(Prediction.id).where(~INTACT).order_by(Prediction.id)).all()
+        return Health(faults, total, total - proven, list(damaged))
+
+    def backup(self, path: Path) -> None:
+        """Copy an SQLite database to a new file, while others may read and write it.
+
+        Raises FileExistsError where the file exists, and StoreError for PostgreSQL, which has its own command.
+        """
+        if self._engine.dialect.name != "sqlite":
+            raise StoreError("PostgreSQL makes its own copies, also while the page runs: "
+                             "pg_dump --format=custom --file=drawings.dump DATABASE_URL")
+        if path.exists():
+            raise FileExistsError(f"{path} exists already: name another file, or move it away")
+        partial = path.with_name(path.name + ".partial")
+        partial.unlink(missing_ok=True)
+        try:
+            with self._session() as session, contextlib.closing(sqlite3.connect(partial)) as copy:
+                session.connection().connection.driver_connection.backup(copy)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _rows(self, columns: Sequence[sa.ColumnElement], conditions: list[sa.ColumnElement[bool]]) -> Iterator[sa.Row]:
         """The rows in the order of their numbers, which must be the first column.
@@ -239,11 +312,16 @@ class Store:
         """
         last, part = 0, [None] * EXPORT_BATCH
         while len(part) == EXPORT_BATCH:
-            query = sa.select(*columns).where(Prediction.id > last, *conditions).order_by(Prediction.id)
+            query = sa.select(*columns).where(Prediction.id > last, INTACT, *conditions).order_by(Prediction.id)
             with self._session() as session:
                 part = session.execute(query.limit(EXPORT_BATCH)).all()
             yield from part
             last = part[-1][0] if part else last
+
+    def _hold_still(self, session: Session) -> None:
+        """Let all queries of this transaction see the same moment, as they do in SQLite anyway."""
+        if self._engine.dialect.name == "postgresql":
+            session.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
 
     def _change(self, id: int, statement: sa.Update | sa.Delete) -> None:
         with self._session(writes=True) as session:
@@ -310,9 +388,9 @@ class Store:
             return connection
 
     def _prepare(self, connection: sa.Connection) -> None:
-        """Create the table where it is missing. Raises StoreError where it lacks columns.
+        """Create the table where it is missing, and the column `digest` in a table made before there was one.
 
-        Each connection is checked once.
+        Each connection is checked once. Raises StoreError where the table lacks other columns.
         """
         if "prepared" in connection.info:
             return
@@ -324,9 +402,15 @@ class Store:
                 if connection.dialect.name == "postgresql":
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MAKING)))
                 Base.metadata.create_all(connection)
-        with connection.begin():
-            found = {column["name"] for column in sa.inspect(connection).get_columns(table)}
-        if lacking := [column.name for column in Prediction.__table__.columns if column.name not in found]:
+        lacking = _lacking(connection)
+        if lacking == [Prediction.digest.key]:
+            with connection.execution_options(writes=True).begin():
+                if connection.dialect.name == "postgresql":
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MAKING)))
+                if _lacking(connection):  # nobody has been faster
+                    kind = Prediction.digest.type.compile(connection.dialect)
+                    connection.execute(sa.DDL(f"ALTER TABLE {table} ADD COLUMN {Prediction.digest.key} {kind}"))
+        elif lacking:
             raise StoreError(f"the database has another table {table}, without {', '.join(lacking)}: rename it, "
                              f"or name another database in DATABASE_URL")
         if connection.dialect.name == "sqlite":
@@ -363,9 +447,33 @@ class Store:
         return FAULTS.get(code, UNKNOWN).format(name=name, code=code)
 
 
+def _lacking(connection: sa.Connection) -> list[str]:
+    """The columns that the table lacks."""
+    with contextlib.nullcontext() if connection.in_transaction() else connection.begin():
+        found = {column["name"] for column in sa.inspect(connection).get_columns(Prediction.__tablename__)}
+    return [column.name for column in Prediction.__table__.columns if column.name not in found]
+
+
+def _amcheck(session: Session) -> list[str] | None:
+    """What PostgreSQL's extension amcheck says of the table and its indexes; None where it is not installed."""
+    installed = sa.text("SELECT count(*) FROM pg_extension WHERE extname = 'amcheck'")
+    if not session.execute(installed).scalar_one():
+        return None
+    table = f"'{Prediction.__tablename__}'::regclass"
+    faults = session.scalars(sa.text(f"SELECT msg FROM verify_heapam({table})")).all()
+    try:
+        session.execute(sa.text(f"SELECT bt_index_check(indexrelid, true) FROM pg_index WHERE indrelid = {table}"))
+    except DBAPIError as error:  # it reports damage as an error
+        if getattr(error.orig, "sqlstate", "") not in DAMAGED:
+            raise
+        faults = [*faults, str(error.orig)]
+    return list(faults)
+
+
 def _set_up_sqlite(connection: sqlite3.Connection, record) -> None:
     connection.isolation_level = None  # transactions begin in _begin_sqlite, not at the first change
     connection.execute("PRAGMA synchronous = FULL")
+    connection.create_function("checksum", 7, checksum, deterministic=True)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

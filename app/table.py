@@ -1,6 +1,8 @@
-"""The table `predictions`: its rows, filters that select rows, and statistics of all rows."""
+"""The table `predictions`: its rows, their checksums, filters that select rows, and statistics of all rows."""
 
+import hashlib
 import operator
+import struct
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -8,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -36,7 +39,8 @@ class Prediction(Base):
 
     `timestamp` is the time of the last save. `true_label` is the digit that, according to a person,
     the drawing shows. `probabilities` are those of the ten digits. `drawing` is a key that is made
-    before the drawing is saved, so that saving it twice makes one row.
+    before the drawing is saved, so that saving it twice makes one row. `digest` is the row's checksum,
+    see `checksum`; rows of a table made before this column came have none.
     """
 
     __tablename__ = "predictions"
@@ -50,6 +54,7 @@ class Prediction(Base):
     probabilities: Mapped[list[float]] = mapped_column(sa.JSON)
     model_digest: Mapped[str]
     drawing: Mapped[uuid.UUID] = mapped_column(unique=True)
+    digest: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
 
     __table_args__ = (
         sa.CheckConstraint(f"predicted_digit IN ({DIGITS})", "predicted_digit_is_a_digit"),
@@ -65,6 +70,51 @@ class Prediction(Base):
         sa.Index("predictions_by_confidence", "confidence"),
         {"sqlite_autoincrement": True},  # so that no new drawing gets the number of a deleted one
     )
+
+
+def checksum(image_data: bytes, confidence: float, drawing: str, timestamp: str, predicted_digit: int,
+             model_digest: str, probabilities: str) -> bytes:
+    """The SHA-256 of what was saved in a row, as SQLite stores it: times and probabilities are text.
+
+    A value that no row can hold, because it is damaged, gives a checksum as well. The true label, which
+    people change, is not part of it.
+    """
+    text = "|".join(map(str, (drawing, timestamp, predicted_digit, model_digest, probabilities)))
+    try:
+        values = bytes(image_data) + struct.pack(">d", confidence)
+    except (TypeError, struct.error):
+        values = b""
+    return hashlib.sha256(values + text.encode(errors="surrogateescape")).digest()
+
+
+class stored_checksum(sa.sql.functions.GenericFunction[bytes]):  # named as in SQL
+    """What `checksum` gives for a row as the database holds it now."""
+
+    type = sa.LargeBinary()
+    inherit_cache = True
+
+
+@compiles(stored_checksum, "sqlite")
+def _in_sqlite(*_: object, **options: object) -> str:  # each connection has `checksum` as a function
+    return ("checksum(image_data, confidence, drawing, timestamp, predicted_digit, model_digest, "
+            "probabilities)")
+
+
+@compiles(stored_checksum, "postgresql")
+def _in_postgresql(*_: object, **options: object) -> str:
+    return ("sha256(image_data || float8send(confidence) || convert_to(concat(replace(drawing::text, '-', ''), '|', "
+            "to_char(\"timestamp\" AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '|', predicted_digit, '|', "
+            "model_digest, '|', probabilities), 'UTF8'))")
+
+
+INTACT = sa.or_(Prediction.digest.is_(None), Prediction.digest == stored_checksum())
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A row whose values are not those that were saved."""
+
+    id: int
 
 
 VERDICTS = {
@@ -140,16 +190,17 @@ class Statistics:
     `confusion` (10, 10) counts the labelled drawings: a row for each true label, a column for each
     predicted digit. `histogram` (10, 3) counts all drawings: a row for each tenth of confidence, from
     0 to 1; the columns are right, wrong and unlabelled. `per_day` counts all drawings by the UTC day
-    of their last save, in the order of the days.
+    of their last save, in the order of the days. None of them includes the `damaged` rows.
     """
 
     confusion: np.ndarray
     histogram: np.ndarray
     per_day: dict[date, int]
+    damaged: int = 0
 
     @property
     def total(self) -> int:
-        """How many drawings there are."""
+        """How many drawings there are, without the damaged ones."""
         return int(self.histogram.sum())
 
     @property

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from scipy.stats import binomtest
 
+from app.table import Damaged, Statistics
 from app.table import Prediction as Row
-from app.table import Statistics
 from mnist.picture import MAX_WORKING_SIDE, PICTURE_FORMATS, read_picture
 from mnist.predict import Number
 
@@ -86,7 +86,7 @@ def cards(numbers: list[Number], notes: list[str]) -> str:
     return rows + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
 
 
-def statistics(numbers: Statistics, latest: list[Row]) -> str:
+def statistics(numbers: Statistics, latest: list[Row | Damaged]) -> str:
     """The HTML of the Statistics tab: counts, charts, and the drawings in `latest`."""
     digits = [(str(digit), [(right / count if count else 0, BLUE)], f"{right:,} of {count:,}")
               for digit, (count, right) in enumerate(numbers.per_digit)]
@@ -103,8 +103,10 @@ def statistics(numbers: Statistics, latest: list[Row]) -> str:
     ]) + "<h3>Latest drawings</h3>" + _gallery(latest)
 
 
-def listed(row: Row) -> dict:
-    """The values of a row for history.html."""
+def listed(row: Row | Damaged) -> dict:
+    """The values of a row for history.html; history.css hides the picture and the label of a damaged one."""
+    if isinstance(row, Damaged):
+        return {"id": row.id, "time": "", "digit": "", "confidence": "", "image": "", "label": "", "verdict": "damaged"}
     label = "" if row.true_label is None else str(row.true_label)
     return {"id": row.id, "time": f"{row.timestamp:%Y-%m-%d %H:%M:%S}", "digit": row.predicted_digit,
             "confidence": _percent(row.confidence), "image": data_url(row.image_data), "label": label,
@@ -125,12 +127,14 @@ def _row(parts: list[str]) -> str:
 
 
 def _summary(numbers: Statistics) -> str:
+    damaged = (f"<p>Left out because they are damaged: {numbers.damaged:,}. Restore the database from a copy, or "
+               "delete them on the History tab.</p>" if numbers.damaged else "")
     if not numbers.labelled:
-        return f"<p>{numbers.total:,} drawings, none of them labelled yet: label yours on the Draw tab.</p>"
+        return f"<p>{numbers.total:,} drawings, none of them labelled yet: label yours on the Draw tab.</p>{damaged}"
     low, high = binomtest(numbers.right, numbers.labelled).proportion_ci(method="wilson")
     return (f'<p class="summary"><strong>{_percent(numbers.accuracy)}</strong> of {numbers.labelled:,} labelled '
             f"drawings read right ({numbers.right:,}; 95 % interval {_percent(low)} to {_percent(high)}). "
-            f"{numbers.total:,} drawings in all.</p>")
+            f"{numbers.total:,} drawings in all.</p>{damaged}")
 
 
 def _bars(title: str, rows: list[tuple[str, list[tuple[float, str]], str]]) -> str:
@@ -159,6 +163,7 @@ def _confusion(numbers: Statistics) -> str:
             f"<tr><td></td>{head}</tr>{body}</table>")
 
 
-def _gallery(rows: list[Row]) -> str:
+def _gallery(rows: list[Row | Damaged]) -> str:
     return _row([_card(row.image_data, f"read as {row.predicted_digit} ({_percent(row.confidence, 0)})",
-                       "no label yet" if row.true_label is None else f"labelled {row.true_label}") for row in rows])
+                       "no label yet" if row.true_label is None else f"labelled {row.true_label}")
+                 for row in rows if isinstance(row, Row)])

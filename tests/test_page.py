@@ -296,6 +296,28 @@ def test_a_label_is_corrected_and_a_drawing_deleted_in_the_history(page):
     assert [one.input_value() for one in rows(page).get_by_role("combobox").all()] == ["7", ""]
 
 
+def test_a_damaged_drawing_is_shown_as_damaged_and_not_counted(page, site):
+    for number in (1, 2):
+        draw(page, digit(number))
+        name(page, number)
+    with sqlite3.connect(site.database) as database:
+        database.execute("UPDATE predictions SET confidence = confidence / 2 WHERE id = 1")
+    database.close()
+    show(page, "History")
+    damaged = rows(page).last
+    expect(damaged).to_contain_text("damaged")
+    expect(damaged.locator("img, select")).to_have_count(2)
+    for part in damaged.locator("img, select").all():
+        expect(part).to_be_hidden()
+    show(page, "Statistics")
+    expect(page.locator("#statistics")).to_contain_text("Left out because they are damaged: 1.")
+    expect(page.locator("#statistics .summary")).to_contain_text("1 labelled drawings read right")
+    show(page, "History")
+    damaged.get_by_role("button").click()
+    damaged.get_by_role("button").click()
+    expect(rows(page)).to_have_count(1)
+
+
 def test_the_history_is_filtered(page):
     def choose(filter: str, value: str, expected: list[str]) -> None:
         page.get_by_label(filter).click()

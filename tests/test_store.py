@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session
 import app.store
 from app.settings import SettingsError, read_settings
 from app.store import EXPORT_BATCH, MissingError, Store, StoreError
-from app.table import Filter, Prediction
+from app.table import Damaged, Filter, Prediction
 
 pytest_plugins = ["databases"]
 
@@ -177,8 +177,7 @@ def test_what_is_no_answer_is_refused_before_the_database(change, words, tmp_pat
     ("probabilities", "'[1, 2]'"), ("probabilities", "'one'"), ("probabilities", "NULL"), ("drawing", "NULL"),
 ])
 def test_the_database_itself_refuses_what_is_no_answer(column, value, store, database):
-    save(store)
-    execute(database, "UPDATE predictions SET predicted_digit = 0, true_label = 9, confidence = 1")
+    store.label(save(store, digit=0, confidence=1), 9)
     with pytest.raises(sa.exc.DBAPIError):
         execute(database, f"UPDATE predictions SET {column} = {value}")
     assert store.search()[0].true_label == 9
@@ -302,6 +301,18 @@ def test_the_score_counts_what_the_statistics_count(store, database):
 
 
 # many at once
+
+def test_a_clock_that_is_set_back_loses_nothing(store, database):
+    fill(database, 3)
+    tomorrow = {"now": datetime.now(UTC) + timedelta(days=1)}
+    known = execute(database, "SELECT drawing FROM predictions WHERE id = 2")[0][0]
+    execute(database, "UPDATE predictions SET timestamp = "
+            + (":now" if database.get_backend_name() == "postgresql" else "strftime('%Y-%m-%d %H:%M:%f000', :now)"),
+            now=tomorrow["now"] if database.get_backend_name() == "postgresql" else tomorrow["now"].isoformat())
+    assert save(store, uuid.UUID(str(known))) == 2  # saved again, now with an earlier time
+    assert save(store) == 4
+    assert {row.id for row in store.search()} == {1, 2, 3, 4} and store.statistics().total == 4
+
 
 def test_eight_threads_keep_each_drawing_once(store):
     keys = [uuid.uuid4() for _ in range(10)]
@@ -612,6 +623,118 @@ def test_a_user_who_may_not_is_told_so(postgresql, server):
         assert "does not let this user" in fault(save, Store(postgresql.set(username="visitor", password="secret")))
     finally:
         server.execute("DROP ROLE visitor")
+
+
+# damage
+
+def damage(database: sa.URL, column: str, id: int) -> None:
+    """Change one value of a row a little, as a fault of a disk or of another program does."""
+    postgres = database.get_backend_name() == "postgresql"
+    value = {"image_data": "set_byte(image_data, 40, 3)" if postgres else "CAST(substr(image_data, 1, 40) || x'03' "
+                           "|| substr(image_data, 42) AS BLOB)",
+             "confidence": "confidence - 1e-12", "predicted_digit": "1 - predicted_digit / 9",
+             "model_digest": "'abd'", "probabilities": "'[0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.2]'",
+             "timestamp": "timestamp + interval '1 microsecond'" if postgres else "substr(timestamp, 1, 25) || '9'",
+             "drawing": f"'{uuid.uuid4()}'" if postgres else f"'{uuid.uuid4().hex}'",
+             "digest": "set_byte(digest, 31, 0)" if postgres else "substr(digest, 1, 31)"}[column]
+    execute(database, f"UPDATE predictions SET {column} = {value} WHERE id = {id}")
+
+
+@pytest.mark.parametrize("column", ["image_data", "confidence", "predicted_digit", "model_digest",
+                                    "probabilities", "timestamp", "drawing", "digest"])
+def test_a_row_that_is_not_what_was_saved_is_damaged(column, store, database):
+    for digit in (3, 4, 5):
+        store.label(save(store, digit=digit), digit)
+    damage(database, column, 2)
+    assert sorted(row.id for row in store.search() if not isinstance(row, Damaged)) == [1, 3]
+    assert [row for row in store.search() if isinstance(row, Damaged)] == [Damaged(2)]
+    numbers = store.statistics()
+    assert (numbers.total, numbers.labelled, sum(numbers.per_day.values()), numbers.damaged) == (2, 2, 2, 1)
+    assert [row[0] for row in store.labelled()] == [1, 3]
+    store.export_csv(file := io.StringIO())
+    assert [row["id"] for row in csv.DictReader(io.StringIO(file.getvalue()))] == ["1", "3"]
+    store.label(2, 6)
+    health = store.check()
+    assert (health.total, health.unproven, health.damaged) == (3, 0, [2]) and not health.faults
+    store.delete(2)
+    assert store.check().damaged == []
+
+
+def test_rows_that_no_program_understands_do_not_hide_the_others(sqlite):
+    store = Store(sqlite)
+    for _ in range(3):
+        save(store)
+    execute(sqlite, "PRAGMA ignore_check_constraints = 1")
+    with sqlite3.connect(sqlite.database) as other:
+        other.execute("PRAGMA ignore_check_constraints = 1")
+        other.execute("UPDATE predictions SET probabilities = 'no list', timestamp = x'ff' WHERE id = 2")
+    other.close()
+    assert {type(row) for row in store.search()} == {Prediction, Damaged}
+    assert store.statistics().damaged == 1
+
+
+def test_a_table_from_before_there_were_checksums_is_extended(store, database):
+    save(store)
+    execute(database, "ALTER TABLE predictions DROP COLUMN digest")
+    others = [Store(database) for _ in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert sorted(threads.map(save, others)) == list(range(2, 10))
+    for other in others:
+        other.close()
+    store.label(1, 7)
+    health = store.check()
+    assert (health.total, health.unproven, health.damaged) == (9, 1, []) and store.statistics().total == 9
+
+
+def command(database: sa.URL, *arguments: str | Path) -> subprocess.CompletedProcess:
+    variables = os.environ | {"DATABASE_URL": database.render_as_string(hide_password=False)}
+    return subprocess.run([sys.executable, "-m", "app", *arguments], cwd=ROOT, env=variables, capture_output=True,
+                          text=True)
+
+
+def test_a_command_checks_the_database(store, database):
+    for _ in range(3):
+        save(store)
+    done = command(database, "check")
+    assert done.returncode == 0 and "3 of 3 drawings match their checksums" in done.stdout
+    damage(database, "confidence", 2)
+    done = command(database, "check")
+    assert done.returncode == 1 and "Damaged: 1, with the numbers 2" in done.stdout
+
+
+def test_sqlite_s_own_check_finds_a_damaged_index(sqlite):
+    store = Store(sqlite)
+    for _ in range(300):
+        save(store, confidence=0.123456789)
+    store.close()
+    path = Path(sqlite.database)
+    data = path.read_bytes()
+    stored = b"\x3f\xbf\x9a\xdd\x37\x39\x63\x5f"  # 0.123456789; the last one lies in an index
+    at = data.rindex(stored)
+    path.write_bytes(data[:at] + b"\x3f\xbf\x9a\xdd\x37\x39\x63\x60" + data[at + 8:])
+    done = command(sqlite, "check")
+    assert done.returncode == 1 and "predictions" in done.stdout and "finds no fault" not in done.stdout
+
+
+def test_a_copy_made_while_others_write_is_whole(sqlite, tmp_path):
+    store = Store(sqlite)
+    for _ in range(200):
+        save(store)
+    with writer(sqlite, tmp_path) as process:
+        time.sleep(0.5)
+        done = command(sqlite, "backup", tmp_path / "copy.db")
+        assert process.poll() is None and done.returncode == 0, done.stderr
+    copy = Store(sqlite.set(database=str(tmp_path / "copy.db")))
+    health = copy.check()
+    assert 200 <= health.total <= store.count() and not health.faults and not health.damaged
+    again = command(sqlite, "backup", tmp_path / "copy.db")
+    assert again.returncode == 2 and "exists already" in again.stderr
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_postgresql_is_copied_by_its_own_command(postgresql, tmp_path):
+    done = command(postgresql, "backup", tmp_path / "copy.db")
+    assert done.returncode == 2 and "pg_dump" in done.stderr and not list(tmp_path.glob("copy*"))
 
 
 # settings
