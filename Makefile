@@ -7,6 +7,7 @@
 # make bench   measure the speed of training, exports and page, and how well handwriting is read
 #              (twenty minutes; leave the machine alone meanwhile)
 # make fuzz    mutate every kind of file for SECONDS each (default 10), and see what is read
+# make faults  kill a training a hundred times, and the page while two hundred people draw (ten minutes)
 # make lock    write the versions of all packages to constraints.txt, after a change of pyproject.toml
 # Another Python than python3: make PYTHON=python3.12
 
@@ -23,7 +24,7 @@ SECONDS ?= 10
 NOTEBOOKS := workspace.ipynb playground.ipynb study/evidence.ipynb
 export PYTHONPATH := .
 
-.PHONY: run store test bench study fuzz lab app lock
+.PHONY: run store test bench study fuzz faults lab app lock
 
 run: $(READY)
 	$(BIN)/python tests/run_notebooks.py --output output $(NOTEBOOKS)
@@ -47,6 +48,9 @@ study: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS)
+
+faults: $(READY)
+	$(BIN)/python tests/faults.py
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab workspace.ipynb

@@ -22,7 +22,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 IDX_DTYPES: dict[int, np.dtype[Any]] = {
@@ -188,6 +187,8 @@ def hold_out(images: np.ndarray, labels: np.ndarray, count: int = 5_000, seed: i
     `count` images are held out for validation, or a sixth of all images if that is fewer. Raises
     ValueError if there are too few images for that: each label needs one in both sets.
     """
+    from sklearn.model_selection import train_test_split  # slow to import, and reading data does not need it
+
     count = min(count, len(images) // 6)
     try:
         train_images, val_images, train_labels, val_labels = train_test_split(

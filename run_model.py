@@ -27,31 +27,16 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-import torch
-import torch.distributed as dist
-from scipy.stats import binomtest
-from sklearn.metrics import classification_report
-from tqdm import tqdm
+from mnist.files import DETECTOR, EXPORT_ENDINGS, beside, checkpoint_path, write_atomically
+from mnist.recipes import FINE_TUNING, RECIPES, STUDY
 
-from mnist.checkpoint import Epoch, read_checkpoint
-from mnist.detect import DETECTOR
-from mnist.detector_training import EPOCHS, DetectorTraining
-from mnist.distributed import from_first_process, is_first, pick_device, process_group, rank_and_world
-from mnist.evaluate import predict
-from mnist.export import FORMATS, export, export_detector
-from mnist.figures import draw_predictions
-from mnist.files import write_atomically
-from mnist.finetune import REHEARSAL_IMAGES, FineTuning
-from mnist.networks import NETWORKS
-from mnist.picture import PictureError
-from mnist.predict import MNISTPredictor, Number
-from mnist.recipes import FINE_TUNING, RECIPES
-from mnist.runs import TrainingRun, beside, checkpoint_path, was_trained_on
-from mnist.weights import load_weights
-from mnist_utils import is_published, load_classes, load_split
+if TYPE_CHECKING:  # each mode imports what it needs, so that the others and --help need not wait for it
+    import torch
+
+    from mnist.checkpoint import Epoch
+    from mnist.predict import Number
 
 OUTPUT = Path(os.environ.get("MNIST_OUTPUT", "."))
 MNIST = "dataset"
@@ -110,7 +95,8 @@ def parser() -> Parser:
     add = options.add_argument_group("training").add_argument
     add("--recipe", choices=sorted(RECIPES),
         help="settings to start from; the options below change them (default: notebook)")
-    add("--model", choices=sorted(NETWORKS), dest="network", help="the network (notebook: MNIST_CNN)")
+    add("--model", choices=sorted({recipe.network for recipe in STUDY.values()}), dest="network",
+        help="the network (notebook: MNIST_CNN)")
     add("--epochs", type=positive_int, help=f"passes over the training images (notebook: {RECIPES['notebook'].epochs}, "
                                      f"fine-tuning: {FINE_TUNING.epochs})")
     add("--batch-size", type=positive_int, help=f"images per step, over all processes "
@@ -138,7 +124,7 @@ def parser() -> Parser:
     add("--json", action="store_true", help="print the numbers as JSON")
 
     add = options.add_argument_group("exporting").add_argument
-    add("--format", choices=[*FORMATS, ONNX_DETECTOR],
+    add("--format", choices=[*EXPORT_ENDINGS, ONNX_DETECTOR],
         help="what to export to; PyTorch has deprecated torchscript; onnx-detector is the digit detector")
     add("--output", type=Path, metavar="FILE", help="the export (default: beside the weights file)")
     return options
@@ -153,15 +139,20 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("--mode predict needs at least one FILE, and only --mode predict takes any")
         if options.mode == "predict":
             return predict_files(options)
+        from mnist.distributed import from_first_process, is_first, pick_device, process_group
+        from mnist.runs import sole_training
+
         exports = options.mode == "export"
         if options.mode == "train-detector":
-            train_detector(options)
+            with sole_training(options.detector):
+                train_detector(options)
             return 0
         device = pick_device(options.device, cpu_only=options.no_cuda or exports)
         with process_group(device):
             if trains:
-                fine_tuning = options.resume and from_first_process(lambda: needs_fine_tuning(options))
-                (fine_tune if fine_tuning else train_model)(options, device)
+                with sole_training(options.model_path):
+                    fine_tuning = options.resume and from_first_process(lambda: needs_fine_tuning(options))
+                    (fine_tune if fine_tuning else train_model)(options, device)
             if options.mode in ("test", "both") and is_first() and not fine_tuning:
                 test_model(options, device)
             if exports and is_first():
@@ -192,13 +183,19 @@ def training_settings(options: argparse.Namespace, defaults: dict[str, Any]) -> 
 
 def needs_fine_tuning(options: argparse.Namespace) -> bool:
     """Whether --data is neither MNIST nor what the checkpoint was trained on."""
+    from mnist.runs import was_trained_on
+
     if Path(options.data).resolve() == Path(MNIST).resolve():
         return False
     return not was_trained_on(options.data, options.model_path)
 
 
-def train_model(options: argparse.Namespace, device: torch.device) -> None:
+def train_model(options: argparse.Namespace, device: "torch.device") -> None:
     """Train, save the best and the last epoch's weights, and print the test accuracy of both."""
+    from mnist.checkpoint import read_checkpoint
+    from mnist.distributed import from_first_process, is_first
+    from mnist.runs import TrainingRun
+
     recipe = RECIPES[options.recipe or "notebook"]
     chosen = training_settings(options, recipe.settings())
     run = TrainingRun(options.network or recipe.network, options.data, options.model_path, seed=options.seed,
@@ -219,7 +216,11 @@ def train_model(options: argparse.Namespace, device: torch.device) -> None:
 
 def train_detector(options: argparse.Namespace) -> None:
     """Train the digit detector, and save its weights."""
-    if dist.is_torchelastic_launched():
+    from torch.distributed import is_torchelastic_launched
+
+    from mnist.detector_training import EPOCHS, DetectorTraining
+
+    if is_torchelastic_launched():
         raise ValueError("the digit detector is trained in one process: start it without torchrun")
     changed = [name for name in ("recipe", "network", "batch_size", "learning_rate", "augment", "hard_examples", "amp",
                                  "early_stopping", "log_dir") if getattr(options, name) is not None]
@@ -235,13 +236,18 @@ def train_detector(options: argparse.Namespace) -> None:
 
 def data_in_words(folder: str, digest: str) -> str:
     """Whether a folder holds the published MNIST, or else the digest of its training data."""
+    from mnist_utils import is_published
+
     if is_published(folder):
         return "the published files of MNIST"
     return f"SHA-256 {digest} of the training images and labels, not the published MNIST"
 
 
-def fine_tune(options: argparse.Namespace, device: torch.device) -> None:
+def fine_tune(options: argparse.Namespace, device: "torch.device") -> None:
     """Fine-tune the weights on the drawings in --data, and print how well both are read before and after."""
+    from mnist.distributed import rank_and_world
+    from mnist.finetune import REHEARSAL_IMAGES, FineTuning
+
     if rank_and_world()[1] > 1:
         raise ValueError("fine-tuning takes one process: start it without torchrun")
     if options.recipe or options.network:
@@ -266,7 +272,12 @@ class ProgressBars:
     """A training run's progress on stderr: two bars on a terminal, a line for each epoch elsewhere."""
 
     def __init__(self, epochs: int) -> None:
-        on_terminal = is_first() and sys.stderr.isatty()
+        from tqdm import tqdm
+
+        from mnist.distributed import is_first
+
+        self.prints = is_first()
+        on_terminal = self.prints and sys.stderr.isatty()
         bar = {"disable": not on_terminal, "delay": 0.5}  # a training run that cannot begin ends without bars
         self.total = epochs
         self.epochs = tqdm(total=epochs, desc="epochs", unit="epoch", **bar)
@@ -279,21 +290,30 @@ class ProgressBars:
         self.batches.close()
         self.epochs.close()
 
-    def follow(self, epochs: Iterable[Epoch]) -> None:
+    def follow(self, epochs: "Iterable[Epoch]") -> None:
         """Run through the epochs, and show each."""
         for epoch in epochs:
             if not self.epochs.disable:
                 self.epochs.update()
                 self.epochs.set_postfix(loss=f"{epoch.train_loss:.4f}", val_loss=f"{epoch.val_loss:.4f}",
                                         val_accuracy=f"{epoch.val_accuracy:.2%}")
-            elif is_first():
+            elif self.prints:
                 print(f"epoch {epoch.number} of {self.total}: training loss {epoch.train_loss:.4f}, "
                       f"validation loss {epoch.val_loss:.4f}, validation accuracy {epoch.val_accuracy:.2%}, "
                       f"{epoch.seconds:.1f} s", file=sys.stderr, flush=True)
 
 
-def test_model(options: argparse.Namespace, device: torch.device) -> None:
+def test_model(options: argparse.Namespace, device: "torch.device") -> None:
     """Print the accuracy and the per-class results, and save a figure of random predictions beside the weights."""
+    import numpy as np
+    from scipy.stats import binomtest
+    from sklearn.metrics import classification_report
+
+    from mnist.evaluate import predict
+    from mnist.figures import draw_predictions
+    from mnist.weights import load_weights
+    from mnist_utils import load_classes, load_split
+
     model, metadata = load_weights(options.model_path)
     images, labels = load_split("test", options.data)
     logits = predict(model.to(device), images, mean=metadata["mean"], std=metadata["std"])
@@ -316,6 +336,10 @@ def test_model(options: argparse.Namespace, device: torch.device) -> None:
 
 def predict_files(options: argparse.Namespace) -> int:
     """Print the numbers in each picture; returns 0 if all pictures could be read, else 1."""
+    from mnist.distributed import pick_device
+    from mnist.picture import PictureError
+    from mnist.predict import MNISTPredictor
+
     device = pick_device(options.device, options.no_cuda) if options.device else "cpu"
     predictor = MNISTPredictor(options.model_path, device, options.detector)
     answers: list[dict[str, Any]] = []
@@ -337,13 +361,13 @@ def predict_files(options: argparse.Namespace) -> int:
     return int(any("error" in answer for answer in answers))
 
 
-def as_line(file: str, number: Number) -> str:
+def as_line(file: str, number: "Number") -> str:
     """File, digits, confidence, the reason not to trust the number, and the notes, separated by tabs."""
     doubt = [f"not trusted: {number.reason}"] if number.reason else []
     return "\t".join([file, number.text, f"{number.confidence:.1%}", *doubt, *number.notes])
 
 
-def as_json(number: Number) -> dict[str, Any]:
+def as_json(number: "Number") -> dict[str, Any]:
     """A number in JSON's types, without the pictures of its digits."""
     digits = [{"digit": one.digit, "confidence": one.confidence, "probabilities": one.probabilities.tolist(),
                "trusted": one.trusted, "reason": one.reason, "box": one.box} for one in number.digits]
@@ -353,15 +377,17 @@ def as_json(number: Number) -> dict[str, Any]:
 
 def export_model(options: argparse.Namespace) -> None:
     """Export the network, and print what the file takes and returns, and how it compares with the network."""
+    from mnist.export import export, export_detector
+
     if not options.format:
-        raise ValueError(f"--format is missing: choose from {', '.join([*FORMATS, ONNX_DETECTOR])}")
+        raise ValueError(f"--format is missing: choose from {', '.join([*EXPORT_ENDINGS, ONNX_DETECTOR])}")
     if options.format == ONNX_DETECTOR:
         path = options.output or beside(options.detector, ".onnx")
         compared = export_detector(path, options.data, options.detector)
         print(f"{path}: {compared.size:,} bytes; compared with the detector on {compared.pictures} pictures: "
               f"probabilities differ by at most {compared.deviation:.2g}")
         return
-    path = options.output or beside(options.model_path, FORMATS[options.format].ending)
+    path = options.output or beside(options.model_path, EXPORT_ENDINGS[options.format])
     report = export(options.model_path, path, options.format, options.data)
     print(f"{path}: {report.size:,} bytes; in: {report.metadata['input']}; out: {report.metadata['output']}")
     print(f"compared with the network on {report.images:,} test images: {report.different:,} digits differ, "
@@ -372,7 +398,7 @@ def export_model(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     warnings.formatwarning = lambda message, *rest, **more: f"run_model.py: {message}\n"  # without lines of code
     status = main()
-    if dist.is_torchelastic_launched():
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes
         sys.stdout.flush()
         os._exit(status)  # gloo's threads sometimes abort an interpreter's orderly end
     sys.exit(status)

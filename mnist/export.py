@@ -39,9 +39,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mnist.detect import DETECTOR, crops, in_pixels, layers
+from mnist.detect import crops, in_pixels, layers
 from mnist.evaluate import predict
-from mnist.files import write_atomically
+from mnist.files import DETECTOR, EXPORT_ENDINGS, write_atomically
 from mnist.networks import NETWORKS, DigitDetector
 from mnist.scenes import Digits, draw_page, words
 from mnist.weights import WeightsError, load_detector, load_weights
@@ -253,7 +253,7 @@ def _make(program: Program, metadata: dict[str, str], format: str, calibration: 
     chosen = FORMATS[format]
     # Windows cannot delete a file that is still mapped into memory
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder, "network" + chosen.ending)
+        path = Path(folder, "network" + EXPORT_ENDINGS[format])
         chosen.save(program, metadata, path)
         if calibration is not None:
             _quantize(path, calibration)
@@ -452,15 +452,14 @@ def _run(module: nn.Module) -> Run:
 
 @dataclass(frozen=True)
 class Format:
-    ending: str  # of the file's name
     save: Callable[[Program, dict[str, str], Path], None]
     open: Callable[[Path], Run]  # with as many threads as torch uses
 
 
 FORMATS = {
-    "onnx": Format(".onnx", _save_onnx, _open_onnx),
-    INT8: Format(".int8.onnx", _save_onnx, _open_onnx),
-    "torchscript": Format(".torchscript", _save_torchscript, _open_torchscript),
-    "pt2": Format(".pt2", _save_pt2, _open_pt2),
-    "safetensors": Format(".safetensors", _save_safetensors, _open_safetensors),
+    "onnx": Format(_save_onnx, _open_onnx),
+    INT8: Format(_save_onnx, _open_onnx),
+    "torchscript": Format(_save_torchscript, _open_torchscript),
+    "pt2": Format(_save_pt2, _open_pt2),
+    "safetensors": Format(_save_safetensors, _open_safetensors),
 }

@@ -1,4 +1,4 @@
-"""Write a file so that a crash leaves the old one or the new one, and never a part."""
+"""What the project's files are called, and how a file is written so that a crash never leaves a part of it."""
 
 import contextlib
 import glob
@@ -8,7 +8,20 @@ import time
 import uuid
 from pathlib import Path
 
+DETECTOR = Path(__file__).with_name("detector.pth")  # the weights file of the digit detector
+EXPORT_ENDINGS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "torchscript": ".torchscript", "pt2": ".pt2",
+                  "safetensors": ".safetensors"}
 STALE_SECONDS = 3600
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file that belongs to a weights file: for MNIST-MODEL.pth and .checkpoint, MNIST-MODEL.checkpoint."""
+    return path.with_name(path.name.removesuffix(".pth") + ending)
+
+
+def checkpoint_path(model_path: Path) -> Path:
+    """The checkpoint of the training that writes this weights file."""
+    return beside(model_path, ".checkpoint")
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

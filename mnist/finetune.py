@@ -20,8 +20,8 @@ from tqdm import tqdm
 from mnist.calibrate import calibrate
 from mnist.checkpoint import Epoch
 from mnist.evaluate import evaluate
-from mnist.files import write_atomically
-from mnist.runs import beside, check_model_path, log_to_tensorboard
+from mnist.files import beside, write_atomically
+from mnist.runs import check_model_path, log_to_tensorboard
 from mnist.train import train
 from mnist.weights import load_weights, save_weights
 from mnist_utils import Split, load_split, load_training

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist.detect import DETECTOR, FoundDigit, find_digits
+from mnist.detect import FoundDigit, find_digits
 from mnist.evaluate import predict
+from mnist.files import DETECTOR
 from mnist.networks import NONE, DigitDetector
 from mnist.numbers import FloatBox, group, outline
 from mnist.ood import features_and_logits, logits_and_ood_scores, ood_inputs

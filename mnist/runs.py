@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mnist.calibrate import calibrate
 from mnist.checkpoint import Epoch, best_epoch, read_checkpoint
-from mnist.distributed import is_first
+from mnist.distributed import from_first_process, is_first
 from mnist.evaluate import evaluate
+from mnist.files import beside, checkpoint_path
 from mnist.networks import NETWORKS
 from mnist.train import train
 from mnist.weights import WeightsError, save_weights
@@ -95,14 +97,28 @@ class TrainingRun:
         return saved
 
 
-def beside(path: Path, ending: str) -> Path:
-    """The file that belongs to a weights file: for MNIST-MODEL.pth and .checkpoint, MNIST-MODEL.checkpoint."""
-    return path.with_name(path.name.removesuffix(".pth") + ending)
+@contextlib.contextmanager
+def sole_training(model_path: Path) -> Iterator[None]:
+    """Keep other processes from training to the same weights file. Raises ValueError if one does already.
 
+    The lock is a file NAME.lock, which is deleted at the end. A lock left by a killed process holds nobody up.
+    """
+    lock = FileLock(beside(model_path, ".lock"), timeout=0)
 
-def checkpoint_path(model_path: Path) -> Path:
-    """The checkpoint of the training that writes this weights file."""
-    return beside(model_path, ".checkpoint")
+    def acquire() -> None:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(f"another process is training {model_path}: wait until it has ended, or choose another "
+                             f"name for the weights file") from None
+        except OSError:  # the folder cannot be written; the training says so of its own files
+            pass
+
+    from_first_process(acquire)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_model_path(path: Path) -> None:

@@ -208,8 +208,9 @@ def _build(architecture: Any, weights: Any, path: str | os.PathLike[str],
     expected, found = kinds(model.state_dict()), kinds(weights)
     if found != expected:
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise WeightsError(f"{path} does not fit {architecture}: {', '.join(odd)} are missing, unknown, "
-                           f"or of another shape or type")
+        names = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+        raise WeightsError(f"{path} does not fit {architecture}: {names} are missing, unknown, or of another shape or "
+                           f"type")
     if not all(tensor.device.type == "cpu" and tensor.isfinite().all() for tensor in weights.values()):
         raise WeightsError(f"{path} holds weights that are not finite")
     model.load_state_dict(weights, assign=True)

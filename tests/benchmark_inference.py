@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from mnist.export import FORMATS, Run, export
+from mnist.files import EXPORT_ENDINGS
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +78,7 @@ def worked_elsewhere() -> float:
 def main() -> None:
     images, _ = load_split("test", ROOT / "dataset")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        paths = {format: Path(folder, "network" + FORMATS[format].ending) for format in NAMES}
+        paths = {format: Path(folder, "network" + EXPORT_ENDINGS[format]) for format in NAMES}
         reports = {format: export(ROOT / "MNIST-MODEL.pth", path, format, ROOT / "dataset")
                    for format, path in paths.items()}
         start, before = time.perf_counter(), worked_elsewhere()

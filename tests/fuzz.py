@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from app.settings import SettingsError, read_settings
 from mnist.checkpoint import read_checkpoint
-from mnist.export import FORMATS, check_export, export
+from mnist.export import check_export, export
+from mnist.files import EXPORT_ENDINGS
 from mnist.networks import MNIST_CNN
 from mnist.picture import PictureError, read_picture
 from mnist.train import train
@@ -69,9 +70,9 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "checkpoint": Kind(checkpoint, "c", read_checkpoint, WeightsError,
                            same_as(checksums(read_checkpoint(folder / "checkpoint")), checksums)),
     }
-    for format, chosen in FORMATS.items():
+    for format, ending in EXPORT_ENDINGS.items():
         export(ROOT / "MNIST-MODEL.pth", folder / format, format, ROOT / "dataset")
-        found[f"export {format}"] = Kind((folder / format).read_bytes(), f"e{chosen.ending}", check_export,
+        found[f"export {format}"] = Kind((folder / format).read_bytes(), f"e{ending}", check_export,
                                          WeightsError, lambda result, data: False)
     for format in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
         buffer = io.BytesIO()

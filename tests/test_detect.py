@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import scenes
-from mnist.detect import DETECTOR, find_digits
+from mnist.detect import find_digits
+from mnist.files import DETECTOR
 from mnist.networks import NONE
 from mnist.picture import read_picture
 from mnist.scenes import Digits, draw_page, words

@@ -20,9 +20,9 @@ import torch
 
 import mnist.export
 import run_model
-from mnist.detect import DETECTOR
 from mnist.evaluate import predict
 from mnist.export import FORMATS, INT8, DetectorProgram, ExportError, Report, check_export, export, load_safetensors
+from mnist.files import DETECTOR
 from mnist.networks import MNIST_CNN
 from mnist.weights import WeightsError, load_detector, load_weights, save_weights
 from mnist_utils import FILES, load_split, write_idx

@@ -48,40 +48,39 @@ def outcome(history) -> list[tuple]:
     return [(epoch.number, epoch.train_loss, epoch.val_loss, epoch.val_accuracy) for epoch in history]
 
 
-def process(checkpoint: Path, resume: bool, slow_disk: bool, done: Path) -> None:
+def process(checkpoint: Path, resume: bool, slow_disk: bool, done: Path, epochs: int) -> None:
     """What is killed: a training that reports its weights and history once it is through."""
     torch.set_num_threads(1)
     if slow_disk:  # so that a kill comes inside the write
         fsync = os.fsync
         os.fsync = lambda descriptor: (time.sleep(0.05), fsync(descriptor))
-    model, epochs = run(checkpoint, resume)
-    history = list(epochs)
+    model, trained = run(checkpoint, resume, epochs=epochs)
+    history = list(trained)
     torch.save(weights_of(model), done / "weights")
     (done / "history").write_text(json.dumps(outcome(history)))
 
 
-@pytest.fixture(scope="module")
-def context():
+def kill_again_and_again(folder: Path, count: int, epochs: int) -> int:
+    """Kill a training that often, at random moments, and resume it; it must end as if it had never been stopped.
+
+    Returns how many kills came inside the write of a checkpoint.
+    """
     context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
     if os.name != "nt":
         context.set_forkserver_preload(["mnist.train"])  # else each of the processes would import torch
-    return context
-
-
-def test_killed_twenty_times_it_ends_with_the_same_weights(tmp_path, context):
-    never_stopped, stopped = tmp_path / "whole", tmp_path / "killed"
-    for folder in (never_stopped, stopped):
-        folder.mkdir()
-    whole = context.Process(target=process, args=(never_stopped / "checkpoint", False, False, never_stopped))
+    never_stopped, stopped = folder / "whole", folder / "killed"
+    for part in (never_stopped, stopped):
+        part.mkdir()
+    whole = context.Process(target=process, args=(never_stopped / "checkpoint", False, False, never_stopped, epochs))
     whole.start()
-    whole.join(60)
+    whole.join(120)
 
     checkpoint, chance, kills, inside = stopped / "checkpoint", random.Random(0), 0, 0
     while not (stopped / "history").exists():
-        child = context.Process(target=process, args=(checkpoint, checkpoint.exists(), kills % 2 == 0, stopped))
+        child = context.Process(target=process, args=(checkpoint, checkpoint.exists(), kills % 2 == 0, stopped, epochs))
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         child.start()
-        if kills < 20:
+        if kills < count:
             while child.is_alive() and (checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0) == before:
                 time.sleep(0.002)  # one epoch further at least, then at any moment
             time.sleep(chance.uniform(0, 0.15 if kills % 2 == 0 else 0.03))
@@ -93,9 +92,27 @@ def test_killed_twenty_times_it_ends_with_the_same_weights(tmp_path, context):
         for left in stopped.glob(".checkpoint.*.tmp"):
             left.unlink()
         read_checkpoint(checkpoint)  # whole after every kill
-    assert kills == 20 and inside >= 1
+    assert kills == count
     assert torch.equal(torch.load(stopped / "weights"), torch.load(never_stopped / "weights"))
     assert (stopped / "history").read_text() == (never_stopped / "history").read_text()
+    return inside
+
+
+def test_killed_twenty_times_it_ends_with_the_same_weights(tmp_path):
+    assert kill_again_and_again(tmp_path, 20, RECIPE["epochs"]) >= 1
+
+
+def test_a_clock_that_is_set_back_does_not_matter(tmp_path):
+    whole, epochs = run(epochs=4)
+    list(epochs)
+    next(run(tmp_path / "checkpoint", epochs=4)[1])
+    left = tmp_path / ".checkpoint.0.tmp"  # of a killed writer
+    left.write_bytes(b"half")
+    for path in (tmp_path / "checkpoint", left):
+        os.utime(path, (time.time() + 86_400,) * 2)  # what it was when the clock was a day ahead
+    resumed, epochs = run(tmp_path / "checkpoint", resume=True, epochs=4)
+    list(epochs)
+    assert torch.equal(weights_of(resumed), weights_of(whole))
 
 
 def test_a_resumed_run_repeats_its_past_and_equals_the_whole_one(tmp_path):

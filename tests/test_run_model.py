@@ -274,6 +274,23 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(data, folde
     assert torch.equal(weights_of(folder / "stopped.final.pth"), weights_of(folder / "whole.final.pth"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGKILL")
+def test_a_second_training_of_the_same_weights_is_refused_while_the_first_runs(data, folder, capsys):
+    common = ["--mode", "train", "--data", str(data), "--epochs", "40", "--model-path", str(folder / "one.pth")]
+    first, checkpoint = start(*common), folder / "one.checkpoint"
+    while not checkpoint.exists() or not read_checkpoint(checkpoint)["history"]:
+        assert first.poll() is None
+        time.sleep(0.05)
+    for second in (common, [*common, "--resume"]):
+        assert run_model.main(second) == 2
+        assert "another process is training" in capsys.readouterr().err
+    first.kill()
+    first.wait()
+    assert len(read_checkpoint(checkpoint)["history"]) >= 1 and not (folder / "one.old.checkpoint").exists()
+    assert run_model.main([*common[:5], "1", *common[6:]]) == 0  # the lock of a killed process holds nobody up
+    assert not list(folder.glob("*.lock"))
+
+
 # several processes
 
 def test_one_two_and_three_processes_come_to_the_same_accuracy(data, folder):
