@@ -11,7 +11,6 @@ one it is, or that it is none.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,6 @@ from mnist.networks import CELL, LARGEST, NONE, REFERENCE, DigitDetector, local_
 from mnist.numbers import FloatBox
 from mnist.picture import MAX_WORKING_SIDE, MIN_WORKING_SIDE, crop
 
-DETECTOR = Path(__file__).with_name("detector.pth")  # the weights file of the detector that this project trained
 STEP = 1.6  # between the sizes at which the picture is seen; less than LARGEST / SMALLEST, so that no digit is missed
 ENLARGED = 1.5  # a picture is enlarged at most so much, or to MIN_WORKING_SIDE
 MARGIN = 16  # pixels around the picture, so that digits at its edge have a background

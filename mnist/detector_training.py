@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
 from mnist.detect import crops, find_digits, layers
+from mnist.files import checkpoint_path
 from mnist.networks import CELL, NONE, REFERENCE, DigitDetector
 from mnist.numbers import group
-from mnist.runs import check_model_path, checkpoint_path, set_aside
+from mnist.runs import check_model_path, set_aside
 from mnist.scenes import Digits, Targets, draw_page, draw_scenes, words
 from mnist.train import bfloat16_is_fast
 from mnist.weights import save_weights

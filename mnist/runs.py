@@ -103,7 +103,8 @@ def sole_training(model_path: Path) -> Iterator[None]:
 
     The lock is a file NAME.lock, which is deleted at the end. A lock left by a killed process holds nobody up.
     """
-    lock = FileLock(beside(model_path, ".lock"), timeout=0)
+    path = beside(model_path, ".lock")
+    lock = FileLock(path, timeout=0)
 
     def acquire() -> None:
         try:
@@ -118,6 +119,9 @@ def sole_training(model_path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows deletes no open file
+                path.unlink()
         lock.release()
 
 

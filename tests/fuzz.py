@@ -30,11 +30,11 @@ from tqdm import tqdm
 from app.settings import SettingsError, read_settings
 from mnist.checkpoint import read_checkpoint
 from mnist.export import check_export, export
-from mnist.files import EXPORT_ENDINGS
+from mnist.files import DETECTOR, EXPORT_ENDINGS
 from mnist.networks import MNIST_CNN
 from mnist.picture import PictureError, read_picture
 from mnist.train import train
-from mnist.weights import WeightsError, checksums, load_weights
+from mnist.weights import WeightsError, checksums, load_detector, load_weights
 from mnist_utils import IDX_DTYPES, IDXError, load_split, read_idx, write_idx
 from mutation import mutated
 
@@ -67,6 +67,8 @@ def kinds(folder: Path) -> dict[str, Kind]:
                      same_as(images[:20].tobytes(), np.ndarray.tobytes)),
         "weights": Kind(weights, "w.pth", load_weights, WeightsError,
                         same_as(contents(load_weights(ROOT / "MNIST-MODEL.pth")), contents)),
+        "detector": Kind(DETECTOR.read_bytes(), "d.pth", load_detector, WeightsError,
+                         same_as(contents(load_detector(DETECTOR)), contents)),
         "checkpoint": Kind(checkpoint, "c", read_checkpoint, WeightsError,
                            same_as(checksums(read_checkpoint(folder / "checkpoint")), checksums)),
     }
@@ -138,6 +140,7 @@ def fuzz(kind: Kind, folder: Path, seed: int, goes_on: Callable[[int], bool]) ->
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seconds", type=float, default=10, help="for each kind (default: %(default)s)")
+    options.add_argument("--count", type=int, help="so many mutations of each kind, however long they take")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--kinds", nargs="+", help="some kinds only")
     chosen, total = options.parse_args(), 0
@@ -150,8 +153,9 @@ def main() -> int:
         found = kinds(Path(folder))
         for name, kind in tqdm([(name, found[name]) for name in chosen.kinds or found], leave=False, disable=None):
             end = time.monotonic() + chosen.seconds
-            outcomes, slowest, faults = fuzz(kind, Path(folder), chosen.seed,
-                                             lambda number, end=end: time.monotonic() < end)
+            outcomes, slowest, faults = fuzz(
+                kind, Path(folder), chosen.seed,
+                lambda number, end=end: number < chosen.count if chosen.count else time.monotonic() < end)
             tqdm.write(f"{name:22}{outcomes.total():10,}{outcomes['refused']:10,}{outcomes['read']:10,}"
                        f"{outcomes['fault']:8,}{1000 * slowest:9.0f} ms")
             for fault in faults[:5]:

@@ -8,9 +8,9 @@ import pytest
 from fuzz import Kind, fuzz, kinds
 from mutation import mutated
 
-NAMES = ["IDX", "gzip", "weights", "checkpoint", "export onnx", "export onnx-int8", "export torchscript", "export pt2",
-         "export safetensors", "picture PNG", "picture JPEG", "picture GIF", "picture BMP", "picture TIFF",
-         "picture WEBP", ".env"]
+NAMES = ["IDX", "gzip", "weights", "detector", "checkpoint", "export onnx", "export onnx-int8",
+         "export torchscript", "export pt2", "export safetensors", "picture PNG", "picture JPEG", "picture GIF",
+         "picture BMP", "picture TIFF", "picture WEBP", ".env"]
 
 
 @pytest.fixture(scope="module")
