@@ -140,19 +140,16 @@ def main(arguments: list[str] | None = None) -> int:
         if options.mode == "predict":
             return predict_files(options)
         from mnist.distributed import from_first_process, is_first, pick_device, process_group
-        from mnist.runs import sole_training
 
         exports = options.mode == "export"
         if options.mode == "train-detector":
-            with sole_training(options.detector):
-                train_detector(options)
+            train_detector(options)
             return 0
         device = pick_device(options.device, cpu_only=options.no_cuda or exports)
         with process_group(device):
             if trains:
-                with sole_training(options.model_path):
-                    fine_tuning = options.resume and from_first_process(lambda: needs_fine_tuning(options))
-                    (fine_tune if fine_tuning else train_model)(options, device)
+                fine_tuning = options.resume and from_first_process(lambda: needs_fine_tuning(options))
+                (fine_tune if fine_tuning else train_model)(options, device)
             if options.mode in ("test", "both") and is_first() and not fine_tuning:
                 test_model(options, device)
             if exports and is_first():
@@ -194,7 +191,7 @@ def train_model(options: argparse.Namespace, device: "torch.device") -> None:
     """Train, save the best and the last epoch's weights, and print the test accuracy of both."""
     from mnist.checkpoint import read_checkpoint
     from mnist.distributed import from_first_process, is_first
-    from mnist.runs import TrainingRun
+    from mnist.runs import TrainingRun, sole_training
 
     recipe = RECIPES[options.recipe or "notebook"]
     chosen = training_settings(options, recipe.settings())
@@ -204,10 +201,11 @@ def train_model(options: argparse.Namespace, device: "torch.device") -> None:
         if options.resume:
             read_checkpoint(checkpoint_path(options.model_path))  # a missing one is the only thing to say then
         print(f"data: {data_in_words(options.data, run.data_digest)}", file=sys.stderr, flush=True)
-    with ProgressBars(chosen["epochs"]) as bars:
-        bars.follow(run.epochs(resume=options.resume, log_dir=options.log_dir, patience=options.early_stopping,
-                               batch_bar=bars.batches, **chosen))
-    results = from_first_process(run.save)
+    with sole_training(options.model_path):
+        with ProgressBars(chosen["epochs"]) as bars:
+            bars.follow(run.epochs(resume=options.resume, log_dir=options.log_dir, patience=options.early_stopping,
+                                   batch_bar=bars.batches, **chosen))
+        results = from_first_process(run.save)
     if is_first():
         for saved in results:
             print(f"test accuracy {saved.test_accuracy:.2%} after epoch {saved.epoch}, "
@@ -219,6 +217,7 @@ def train_detector(options: argparse.Namespace) -> None:
     from torch.distributed import is_torchelastic_launched
 
     from mnist.detector_training import EPOCHS, DetectorTraining
+    from mnist.runs import sole_training
 
     if is_torchelastic_launched():
         raise ValueError("the digit detector is trained in one process: start it without torchrun")
@@ -228,9 +227,10 @@ def train_detector(options: argparse.Namespace) -> None:
         raise ValueError(f"the digit detector has a recipe of its own: leave out --{changed[0].replace('_', '-')}")
     training = DetectorTraining(options.data, options.detector, seed=options.seed)
     epochs = options.epochs or EPOCHS
-    with ProgressBars(epochs) as bars:
-        bars.follow(training.epochs(resume=options.resume, epochs=epochs, batch_bar=bars.batches))
-    training.save()
+    with sole_training(options.detector):
+        with ProgressBars(epochs) as bars:
+            bars.follow(training.epochs(resume=options.resume, epochs=epochs, batch_bar=bars.batches))
+        training.save()
     print(f"the digit detector: {training.path}")
 
 
@@ -247,6 +247,7 @@ def fine_tune(options: argparse.Namespace, device: "torch.device") -> None:
     """Fine-tune the weights on the drawings in --data, and print how well both are read before and after."""
     from mnist.distributed import rank_and_world
     from mnist.finetune import REHEARSAL_IMAGES, FineTuning
+    from mnist.runs import sole_training
 
     if rank_and_world()[1] > 1:
         raise ValueError("fine-tuning takes one process: start it without torchrun")
@@ -256,10 +257,11 @@ def fine_tune(options: argparse.Namespace, device: "torch.device") -> None:
     run = FineTuning(options.model_path, options.data, MNIST, seed=options.seed, device=device)
     print(f"fine-tuning on {run.drawings:,} drawings, each {run.repeats:,} times an epoch, "
           f"and {REHEARSAL_IMAGES:,} of MNIST's training images", flush=True)
-    with ProgressBars(chosen["epochs"]) as bars:
-        bars.follow(run.epochs(log_dir=options.log_dir, batch_bar=bars.batches, patience=options.early_stopping,
-                               **chosen))
-    results = run.save()
+    with sole_training(options.model_path):
+        with ProgressBars(chosen["epochs"]) as bars:
+            bars.follow(run.epochs(log_dir=options.log_dir, batch_bar=bars.batches, patience=options.early_stopping,
+                                   **chosen))
+        results = run.save()
     for result in results:
         print(f"{result.name}: {result.before:.2%} of {result.count:,} right before, {result.after:.2%} after")
     if results[0].after < results[0].before:

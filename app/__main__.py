@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from app.settings import is_loopback, read_settings
 from app.store import Store, StoreError
 
@@ -38,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the page until Ctrl-C or SIGTERM. Returns the exit status.
+    """Check or copy the database, or run the page until Ctrl-C or SIGTERM. Returns the exit status.
 
     It is 0, or 1 where a check has found damage, or 2 where the command cannot be done.
     """
@@ -95,11 +93,14 @@ def serve(options: argparse.Namespace) -> tuple["Page", str]:
     user, password = options.user or settings.user, options.password or settings.password
     if bool(user) != bool(password):
         raise ValueError("a user name and a password go together: give both, or neither")
+    import torch  # slow to import, as the next ones
+
+    from mnist.predict import MNISTPredictor
+
     torch.set_num_threads(1)  # one picture is too little work to split among threads, and many arrive at once
-    from mnist.predict import MNISTPredictor  # slow to import
 
     store, predictor = Store(settings.database), MNISTPredictor(settings.model_path)
-    from app.page import Page  # also slow to import
+    from app.page import Page
 
     if not is_loopback(options.host):
         print(f"python -m app: {options.host} lets other machines in, which may see, label and delete drawings"

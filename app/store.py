@@ -236,22 +236,21 @@ class Store:
         confusion, histogram = np.zeros((10, 10), int), np.zeros((10, 3), int)
         with self._session() as session:
             self._hold_still(session)
-            damaged = session.scalars(sa.select(Prediction.id).where(~INTACT)).all()
-            if damaged:
-                cells, days = (query.where(Prediction.id.not_in(damaged)) for query in (cells, days))
+            damaged = session.execute(sa.select(sa.func.count()).where(~INTACT)).scalar_one()
+            if damaged:  # otherwise an index is enough, and no images are read again
+                cells, days = cells.where(INTACT), days.where(INTACT)
             for label, digit, tenth, count in session.execute(cells):
                 histogram[tenth, 2 if label is None else int(label != digit)] += count
                 if label is not None:
                     confusion[label, digit] += count
-            return Statistics(confusion, histogram, dict(session.execute(days).all()), len(damaged))
+            return Statistics(confusion, histogram, dict(session.execute(days).all()), damaged)
 
     def export_csv(self, file: TextIO, wanted: Filter = EVERYTHING) -> None:
         """Write the drawings that match the filter as CSV, in the order of their numbers, without images.
 
-        Damaged drawings are left out.
-        `file` must have been opened with newline="". Times are ISO 8601 in UTC. A missing label is an
-        empty field. The rows are read in batches to save memory, so the file may include drawings
-        that are saved during the export.
+        Damaged drawings are left out. `file` must have been opened with newline="". Times are ISO 8601
+        in UTC. A missing label is an empty field. The rows are read in batches to save memory, so the
+        file may include drawings that are saved during the export.
         """
         columns = [Prediction.id, Prediction.timestamp, Prediction.predicted_digit, Prediction.confidence,
                    Prediction.true_label, Prediction.probabilities]
@@ -276,8 +275,7 @@ class Store:
         with self._session() as session:
             self._hold_still(session)
             if self._engine.dialect.name == "sqlite":
-                found = session.scalars(sa.text("PRAGMA integrity_check")).all()
-                faults = None if not found else [line for line in found if line != "ok"]
+                faults = [line for line in session.scalars(sa.text("PRAGMA integrity_check")) if line != "ok"]
             else:
                 session.execute(sa.text("SET LOCAL statement_timeout = 0"))
                 faults = _amcheck(session)
@@ -398,15 +396,12 @@ class Store:
         with connection.begin():
             missing = not sa.inspect(connection).has_table(table)
         if missing:
-            with connection.execution_options(writes=True).begin():
-                if connection.dialect.name == "postgresql":
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MAKING)))
+            with _making(connection):
                 Base.metadata.create_all(connection)
-        lacking = _lacking(connection)
+        with connection.begin():
+            lacking = _lacking(connection)
         if lacking == [Prediction.digest.key]:
-            with connection.execution_options(writes=True).begin():
-                if connection.dialect.name == "postgresql":
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MAKING)))
+            with _making(connection):
                 if _lacking(connection):  # nobody has been faster
                     kind = Prediction.digest.type.compile(connection.dialect)
                     connection.execute(sa.DDL(f"ALTER TABLE {table} ADD COLUMN {Prediction.digest.key} {kind}"))
@@ -447,10 +442,18 @@ class Store:
         return FAULTS.get(code, UNKNOWN).format(name=name, code=code)
 
 
+@contextlib.contextmanager
+def _making(connection: sa.Connection) -> Iterator[None]:
+    """A transaction in which nobody else creates or extends the table."""
+    with connection.execution_options(writes=True).begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MAKING)))
+        yield
+
+
 def _lacking(connection: sa.Connection) -> list[str]:
     """The columns that the table lacks."""
-    with contextlib.nullcontext() if connection.in_transaction() else connection.begin():
-        found = {column["name"] for column in sa.inspect(connection).get_columns(Prediction.__tablename__)}
+    found = {column["name"] for column in sa.inspect(connection).get_columns(Prediction.__tablename__)}
     return [column.name for column in Prediction.__table__.columns if column.name not in found]
 
 
@@ -460,14 +463,15 @@ def _amcheck(session: Session) -> list[str] | None:
     if not session.execute(installed).scalar_one():
         return None
     table = f"'{Prediction.__tablename__}'::regclass"
-    faults = session.scalars(sa.text(f"SELECT msg FROM verify_heapam({table})")).all()
+    faults = list(session.scalars(sa.text(f"SELECT msg FROM verify_heapam({table})")))
     try:
-        session.execute(sa.text(f"SELECT bt_index_check(indexrelid, true) FROM pg_index WHERE indrelid = {table}"))
-    except DBAPIError as error:  # it reports damage as an error
+        with session.begin_nested():  # it reports damage as an error, after which the transaction must go on
+            session.execute(sa.text(f"SELECT bt_index_check(indexrelid, true) FROM pg_index WHERE indrelid = {table}"))
+    except DBAPIError as error:
         if getattr(error.orig, "sqlstate", "") not in DAMAGED:
             raise
-        faults = [*faults, str(error.orig)]
-    return list(faults)
+        faults.append(str(error.orig))
+    return faults
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, record) -> None:

@@ -96,8 +96,7 @@ class stored_checksum(sa.sql.functions.GenericFunction[bytes]):  # named as in S
 
 @compiles(stored_checksum, "sqlite")
 def _in_sqlite(*_: object, **options: object) -> str:  # each connection has `checksum` as a function
-    return ("checksum(image_data, confidence, drawing, timestamp, predicted_digit, model_digest, "
-            "probabilities)")
+    return "checksum(image_data, confidence, drawing, timestamp, predicted_digit, model_digest, probabilities)"
 
 
 @compiles(stored_checksum, "postgresql")

@@ -22,7 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import run_model
 from mnist.checkpoint import read_checkpoint
 from mnist.evaluate import evaluate
-from mnist.networks import MNIST_CNN
+from mnist.export import FORMATS
+from mnist.networks import MNIST_CNN, NETWORKS
 from mnist.recipes import RECIPES
 from mnist.study import FASHION
 from mnist.train import train
@@ -162,6 +163,7 @@ def test_a_recipe_sets_what_no_option_does(data, folder):
     (["--device", "quantum"], "the device quantum cannot be used here"),
     (["--data", "nowhere"], "there is no folder nowhere"),
     (["--resume"], "there is no training to resume"),
+    (["--resume", "--model-path", "nowhere/one.pth"], "there is no training to resume"),
     (["--mode", "test"], "is missing: run workspace.ipynb"),
     (["--unknown"], "unrecognized arguments: --unknown"),
 ])
@@ -172,7 +174,7 @@ def test_bad_values_end_in_one_line_and_status_2(arguments, fault, folder, capfd
         status = ended.code
     assert status == 2
     assert [fault in line for line in capfd.readouterr().err.splitlines()] == [True]
-    assert list(folder.iterdir()) == []
+    assert list(folder.iterdir()) == [] and not Path("nowhere").exists()
 
 
 def test_a_training_that_fails_leaves_the_weights_as_they_were(data, folder, capsys):
@@ -289,6 +291,13 @@ def test_a_second_training_of_the_same_weights_is_refused_while_the_first_runs(d
     assert len(read_checkpoint(checkpoint)["history"]) >= 1 and not (folder / "one.old.checkpoint").exists()
     assert run_model.main([*common[:5], "1", *common[6:]]) == 0  # the lock of a killed process holds nobody up
     assert not list(folder.glob("*.lock"))
+
+
+def test_the_options_name_every_network_and_every_format():
+    """They are listed without the slow imports of networks and exports."""
+    offered = {action.dest: set(action.choices) for action in run_model.parser()._actions if action.choices}
+    assert offered["network"] == set(NETWORKS)
+    assert offered["format"] == {*FORMATS, run_model.ONNX_DETECTOR}
 
 
 # several processes
