@@ -470,7 +470,7 @@ def _amcheck(session: Session) -> list[str] | None:
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", "") not in DAMAGED:
             raise
-        faults.append(str(error.orig))
+        faults.append(str(error.orig).splitlines()[0])
     return faults
 
 
