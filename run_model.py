@@ -392,6 +392,10 @@ def export_model(options: argparse.Namespace) -> None:
     path = options.output or beside(options.model_path, EXPORT_ENDINGS[options.format])
     report = export(options.model_path, path, options.format, options.data)
     print(f"{path}: {report.size:,} bytes; in: {report.metadata['input']}; out: {report.metadata['output']}")
+    if not report.images:
+        print("not compared with the network, because there is no Chromium or Chrome on this machine: install one, and "
+              "export again")
+        return
     print(f"compared with the network on {report.images:,} test images: {report.different:,} digits differ, "
           f"probabilities differ by at most {report.deviation:.2g}; accuracy {report.accuracy:.2%}, "
           f"the network's {report.network_accuracy:.2%}")

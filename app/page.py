@@ -24,7 +24,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mnist.picture import MIN_WORKING_SIDE, PictureError, read_picture, to_mnist
+from mnist import html
+from mnist.picture import PictureError, crop_drawing, read_picture, to_mnist
 from mnist.predict import MNISTPredictor, Number, Prediction
 from mnist.weights import WeightsError
 
@@ -51,11 +52,11 @@ from mnist_utils import FILES, write_idx
 HERE = Path(__file__).parent
 DRAWING_BYTES = 200_000  # largest PNG file of a drawing; one of 280 × 280 pixels has about 5,000
 DRAWING_SIDE = 400  # pixels, at most: pad.js sends 280, and a larger drawing would keep the server busy
-MARGIN = 20  # pixels of paper kept around the ink when a drawing is read
 UPLOAD_BYTES = 20_000_000  # largest uploaded file
 MESSAGE_BYTES = 1_000_000  # largest body of any other request
 QUEUE = 50  # requests that may wait; answers while drawing do not go through this queue
 SESSIONS = 200  # browser windows whose state Gradio keeps in memory, 70 kB each
+BROWSER_PARAMETERS = 100_000  # of a network that a browser computes at every frame
 ROWS = 20  # drawings on one page of the history
 LATEST = 12  # most recent drawings shown in the statistics
 TEST_SHARE = 5  # one of this many drawings is exported to the test split
@@ -110,7 +111,7 @@ class Page:
         read, the answer holds only "problem", a sentence.
         """
         try:
-            answer = self.predictor.predict(_inked(_drawing(message)), "dark")
+            answer = self.predictor.predict(crop_drawing(_drawing(message)), "dark")
         except PictureError as error:
             return {"problem": str(error)}
         return {"digit": answer.digit, "confidence": answer.confidence, "probabilities": answer.probabilities.tolist(),
@@ -129,7 +130,7 @@ class Page:
             drawing, label = _key(message.get("drawing")), message.get("label")
             if label is not None and not (type(label) is int and label in range(10)):  # True would pass as 1
                 raise ValueError("the label is no digit")
-            answer = self.predictor.predict(_inked(picture), "dark")
+            answer = self.predictor.predict(crop_drawing(picture), "dark")
         except ValueError as error:
             return {"id": None, "reason": str(error)}
         if answer.digit is None:
@@ -140,14 +141,24 @@ class Page:
                 self.store.label(row, label)
         except StoreError as error:
             return {"problem": str(error)}
-        return {"id": row, "digit": answer.digit, "score": "" if label is None else self.state()["score"]}
+        return {"id": row, "digit": answer.digit, "score": None if label is None else self.state()["score"]}
+
+    def discard(self, message: dict) -> dict:
+        """Delete the drawing with the key "drawing", if there is one. The answer is as that of `keep`, without "id"."""
+        try:
+            self.store.discard(_key(message.get("drawing") if isinstance(message, dict) else None))
+        except ValueError as error:
+            return {"id": None, "reason": str(error)}
+        except StoreError as error:
+            return {"problem": str(error)}
+        return {"id": None, "score": self.state()["score"]}
 
     def state(self, message: None = None) -> dict:
-        """The score so far in "score", or the reason why nothing is being kept in "problem"."""
+        """The "score" so far, see `views.score`, or the reason why nothing is being kept in "problem"."""
         try:
             return {"problem": None, "score": views.score(*self.store.score())}
         except StoreError as error:
-            return {"problem": str(error), "score": ""}
+            return {"problem": str(error), "score": None}
 
     def _save(self, drawing: uuid.UUID, answer: Prediction, picture: Image.Image) -> int:
         return self.store.save(drawing, answer.digit, answer.confidence, answer.probabilities.tolist(),
@@ -276,9 +287,10 @@ class Page:
             gr.Markdown("# Draw a digit\nA network of 21,840 parameters says which one it is. "
                         "All of it happens on this machine: nothing is sent anywhere else.")
             with gr.Tab("Draw"):
-                gr.HTML(html_template=_file("pad.html"), css_template=_file("pad.css"), js_on_load=_file("pad.js"),
-                        apply_default_css=False, elem_id="pad", server_functions=[
-                            _served(self.recognise), _served(self.keep, storing), _served(self.state, storing)])
+                gr.HTML(html_template=html.text("pad.html"), css_template=html.text("pad.css"),
+                        js_on_load=html.script(self._network()), apply_default_css=False, elem_id="pad",
+                        server_functions=[_served(self.recognise), *(
+                            _served(one, storing) for one in (self.keep, self.discard, self.state))])
             with gr.Tab("Upload"):
                 self._build_upload()
             with gr.Tab("Statistics") as statistics:
@@ -286,6 +298,15 @@ class Page:
             with gr.Tab("History") as history:
                 self._build_history(history)
         return blocks.queue(max_size=QUEUE)
+
+    def _network(self) -> dict | None:
+        """The network for the browser, or None where that could not keep up with the pen."""
+        if sum(one.numel() for one in self.predictor.model.parameters()) > BROWSER_PARAMETERS:
+            return None
+        try:
+            return html.network_of(self.predictor.model, self.predictor.metadata)
+        except ValueError:
+            return None
 
     def _build_upload(self) -> None:
         gr.Markdown("A photo, a scan or a drawing, with one number or several. Numbers in blue are trusted, those in "
@@ -398,18 +419,6 @@ def _drawing(message: dict) -> Image.Image:
     if max(picture.size) > DRAWING_SIDE:
         raise PictureError("the drawing is too large")
     return picture
-
-
-def _inked(picture: Image.Image) -> Image.Image:
-    """Crop a drawing to its ink and the paper that reading needs around it, because each pixel takes time."""
-    left, top, right, bottom = picture.getbbox() or (0, 0, *picture.size)
-    edges = []
-    for low, high, side in ((left, right, picture.width), (top, bottom, picture.height)):
-        length = min(max(high - low + 2 * MARGIN, MIN_WORKING_SIDE), side)  # read_picture enlarges smaller ones
-        start = min(max((low + high - length) // 2, 0), side - length)
-        edges.append((start, start + length))
-    (left, right), (top, bottom) = edges
-    return picture.crop((left, top, right, bottom))
 
 
 def _grey(picture: Image.Image) -> Image.Image:

@@ -197,6 +197,11 @@ class Store:
         """Delete a drawing. Raises MissingError where there is no drawing with this number."""
         self._change(id, sa.delete(Prediction))
 
+    def discard(self, drawing: uuid.UUID) -> None:
+        """Delete the drawing with this key, if there is one."""
+        with self._session(writes=True) as session:
+            session.execute(sa.delete(Prediction).where(Prediction.drawing == drawing))
+
     def search(self, wanted: Filter = EVERYTHING, limit: int = 50, offset: int = 0) -> list[Prediction | Damaged]:
         """The drawings that match the filter, most recent first; in place of a damaged one its number.
 

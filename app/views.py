@@ -31,11 +31,10 @@ def data_url(picture: np.ndarray | bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def score(total: int, labelled: int, right: int) -> str:
-    """A sentence with the number of labelled drawings and of those read right; empty where there is no drawing."""
-    if not labelled:
-        return f"{total:,} drawings so far, none labelled." if total else ""
-    return f"So far {right:,} of {labelled:,} labelled drawings were read right ({_percent(right / labelled)})."
+def score(total: int, labelled: int, right: int) -> dict:
+    """The number of "labelled" drawings and of the "correct" answers among them, and the "text" to show."""
+    text = f"{right:,} of {labelled:,} right ({_percent(right / labelled)})" if labelled else ""
+    return {"labelled": labelled, "correct": right, "text": text}
 
 
 def shown(file: str) -> tuple[Image.Image, float]:

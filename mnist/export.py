@@ -8,6 +8,7 @@ onnx-int8    the same in 8-bit integers, calibrated on training images; a third 
 pt2          for torch.export.load: PyTorch alone, without this project
 torchscript  for torch.jit.load; PyTorch has deprecated it
 safetensors  weights and constants without a program; `load_safetensors` makes a Program of them
+html         a page to draw on, with the network in it; any browser opens it, without a server
 
 The digit detector has an export of its own: `export_detector` writes ONNX, see `DetectorProgram`.
 
@@ -20,6 +21,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tempfile
@@ -42,6 +44,7 @@ from torch import Tensor, nn
 from mnist.detect import crops, in_pixels, layers
 from mnist.evaluate import predict
 from mnist.files import DETECTOR, EXPORT_ENDINGS, write_atomically
+from mnist.html import NoBrowser, html_file, network_of, probabilities_in_browser
 from mnist.networks import NETWORKS, DigitDetector
 from mnist.scenes import Digits, draw_page, words
 from mnist.weights import WeightsError, load_detector, load_weights
@@ -54,6 +57,7 @@ BATCH = 250
 PIXEL_TOLERANCE = 0.01  # largest difference of a size or a vote, in pixels
 SCENES = 20  # pictures on which a detector's export is compared
 INT8 = "onnx-int8"
+HTML = "html"
 METADATA = "metadata.json"
 SEAL = re.compile(rb"content-sha256:([0-9a-f]{64})")  # of the file, in which the 64 digits are zeros
 UNSEALED = f"content-sha256:{64 * '0'}"
@@ -81,9 +85,10 @@ class Program(nn.Module):
     `weights_metadata` are those of the weights file; a temperature among them divides the logits.
     """
 
-    def __init__(self, model: nn.Module, weights_metadata: dict[str, Any]) -> None:
+    def __init__(self, model: nn.Sequential, weights_metadata: dict[str, Any]) -> None:
         super().__init__()
-        self.model, self.mean, self.std = model, weights_metadata["mean"], weights_metadata["std"]
+        self.model, self.weights_metadata = model, weights_metadata
+        self.mean, self.std = weights_metadata["mean"], weights_metadata["std"]
         self.temperature = weights_metadata.get("temperature", 1.0)
         self.requires_grad_(False).eval()
 
@@ -132,7 +137,7 @@ class Report:
 
     size: int  # bytes
     metadata: dict[str, str]  # as in the file, without its checksum
-    images: int
+    images: int  # that were compared; none where the format's runtime is not on this machine
     different: int  # images for which it predicts another digit
     deviation: float  # the largest difference of any probability
     accuracy: float  # 0 to 1
@@ -145,7 +150,8 @@ def export(model_path: str | os.PathLike[str], path: str | os.PathLike[str], for
 
     The format's own runtime loads the export and predicts the test images of `data`, a folder laid out
     as `dataset/` is. Each digit must equal the network's, and each probability must be within
-    TOLERANCE. onnx-int8 is calibrated on the training images in `data`, and may lose MAX_INT8_LOSS of
+    TOLERANCE. Without a Chromium on this machine, html is written all the same, and the report counts no
+    images. onnx-int8 is calibrated on the training images in `data`, and may lose MAX_INT8_LOSS of
     the accuracy. Raises ExportError if the check fails or `path` is unusable, and what `load_weights`,
     `load_split` and `write_atomically` raise. After an error the file at `path` is unchanged.
     """
@@ -164,8 +170,12 @@ def export(model_path: str | os.PathLike[str], path: str | os.PathLike[str], for
         content, found = _make(program, metadata, format, calibration, images)
     except Exception as error:  # each exporter and each runtime raises its own type
         raise ExportError(f"{path} was not written, because {format} failed: {error!r:.200}") from error
-    expected = _network_probabilities(program, images)
+    expected = _network_probabilities(program, images[:len(found)])
+    images, labels = images[:len(found)], labels[:len(found)]
     digits, expected_digits = found.argmax(1), expected.argmax(1)
+    if not len(found):
+        write_atomically(path, content)
+        return Report(len(content), metadata, 0, 0, math.nan, math.nan, math.nan)
     report = Report(len(content), metadata, len(images), int((digits != expected_digits).sum()),
                     float(np.abs(found - expected).max()), float((digits == labels).mean()),
                     float((expected_digits == labels).mean()))
@@ -249,7 +259,10 @@ def _deviations(program: DetectorProgram, session: onnxruntime.InferenceSession,
 
 def _make(program: Program, metadata: dict[str, str], format: str, calibration: np.ndarray | None,
           images: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """The export's bytes, and the probabilities (N, 10) that its own runtime gives with them."""
+    """The export's bytes, and the probabilities (N, 10) that its own runtime gives with them.
+
+    Without the runtime on this machine there are none: (0, 10).
+    """
     chosen = FORMATS[format]
     # Windows cannot delete a file that is still mapped into memory
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -261,7 +274,10 @@ def _make(program: Program, metadata: dict[str, str], format: str, calibration: 
         path.write_bytes(data.replace(UNSEALED.encode(), f"content-sha256:{_sha256(data)}".encode()))
         check_export(path)
         run = chosen.open(path)
-        found = [run(images[start:start + BATCH]) for start in range(0, len(images), BATCH)]
+        try:
+            found = [run(images[start:start + chosen.batch]) for start in range(0, len(images), chosen.batch)]
+        except NoBrowser:
+            found = [np.zeros((0, 10), np.float32)]
         return path.read_bytes(), np.concatenate(found)
 
 
@@ -397,6 +413,10 @@ def _save_safetensors(program: Program, metadata: dict[str, str], path: Path) ->
     save_file(program.model.state_dict(), path, metadata | {"content": UNSEALED})
 
 
+def _save_html(program: Program, metadata: dict[str, str], path: Path) -> None:
+    path.write_text(html_file(network_of(program.model, program.weights_metadata), metadata, UNSEALED), "utf-8")
+
+
 @contextlib.contextmanager
 def _deprecated() -> Iterator[None]:
     """Silence TorchScript's deprecation warnings."""
@@ -446,6 +466,10 @@ def _open_safetensors(path: Path) -> Run:
     return _run(load_safetensors(path))
 
 
+def _open_html(path: Path) -> Run:
+    return lambda images: probabilities_in_browser(path, images)
+
+
 def _run(module: nn.Module) -> Run:
     return lambda images: module(torch.from_numpy(images)).numpy()
 
@@ -454,6 +478,7 @@ def _run(module: nn.Module) -> Run:
 class Format:
     save: Callable[[Program, dict[str, str], Path], None]
     open: Callable[[Path], Run]  # with as many threads as torch uses
+    batch: int = BATCH  # images at a time
 
 
 FORMATS = {
@@ -462,4 +487,5 @@ FORMATS = {
     "torchscript": Format(_save_torchscript, _open_torchscript),
     "pt2": Format(_save_pt2, _open_pt2),
     "safetensors": Format(_save_safetensors, _open_safetensors),
+    HTML: Format(_save_html, _open_html, 1_000_000),  # each call starts a browser
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 DETECTOR = Path(__file__).with_name("detector.pth")  # the weights file of the digit detector
 EXPORT_ENDINGS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "torchscript": ".torchscript", "pt2": ".pt2",
-                  "safetensors": ".safetensors"}
+                  "safetensors": ".safetensors", "html": ".html"}
 STALE_SECONDS = 3600
 
 

@@ -30,11 +30,15 @@ MIN_CONTRAST = 0.05  # between ink and paper; black on white is 1
 MIN_INK = 0.3  # in a photograph; grain and shadows are weaker
 MAX_PIXELS = 64_000_000
 MAX_PARTS = 100  # connected parts of strokes in a picture; a page of text has more
+CROWDED = "the picture holds {} separate strokes: crop it to the digits"
 MIN_SIDE = 5  # pixels
 MIN_DIGIT = 0.3  # height of a digit, relative to the tallest one
+MIN_STROKE = 0.45  # ink of a stroke, relative to the typical stroke in the picture
+MIN_PART = 0.12  # longer side of a part of strokes, relative to the longest one; a speck is smaller
 DIGIT_SIDE = 20  # pixels: the longer side of a digit in MNIST
 STROKE_WIDTHS = 1.7, 3.1  # pixels: 80 % of MNIST's digits lie in this range
 MIN_WORKING_SIDE, MAX_WORKING_SIDE = 200, 1000  # pixels: the longer side, to which pictures are resized
+MARGIN = 20  # pixels of paper kept around the ink of a drawing
 
 
 class PictureError(ValueError):
@@ -192,6 +196,22 @@ def _resized(grey: Image.Image, notes: tuple[str, ...], longest: int) -> Picture
     return Picture(np.asarray(grey, np.float32) / 255, notes, longest / max(grey.size))
 
 
+def crop_drawing(drawing: Image.Image) -> Image.Image:
+    """A drawing on a transparent background, cropped to its ink and to the paper that reading needs around it.
+
+    Each pixel takes time. Not smaller than MIN_WORKING_SIDE where the drawing is not, because
+    `enlarge` would enlarge it again.
+    """
+    left, top, right, bottom = drawing.getbbox() or (0, 0, *drawing.size)
+    edges = []
+    for low, high, side in ((left, right, drawing.width), (top, bottom, drawing.height)):
+        length = min(max(high - low + 2 * MARGIN, MIN_WORKING_SIDE), side)
+        start = min(max((low + high - length) // 2, 0), side - length)
+        edges.append((start, start + length))
+    (left, right), (top, bottom) = edges
+    return drawing.crop((left, top, right, bottom))
+
+
 # cleaning
 
 def enlarge(grey: np.ndarray) -> np.ndarray:
@@ -255,12 +275,12 @@ def find_strokes(ink: np.ndarray) -> np.ndarray:
     if not candidates.size:
         return np.zeros(ink.shape, bool)
     strong = candidates[candidates >= threshold_otsu(candidates)] if np.ptp(candidates) > 0 else candidates
-    strokes = ink > 0.45 * np.median(strong)
+    strokes = ink > MIN_STROKE * np.median(strong)
     parts, _ = ndimage.label(strokes, np.ones((3, 3)))
     boxes = [_box(slices) for slices in ndimage.find_objects(parts)]
     sides = np.array([_side(box) for box in boxes])
     inside = np.array([not _cut_off(box, ink.shape) for box in boxes])
-    keep = sides > 0.12 * (sides[inside] if inside.any() else sides).max()
+    keep = sides > MIN_PART * (sides[inside] if inside.any() else sides).max()
     return np.concatenate([[False], keep])[parts]
 
 
@@ -288,7 +308,7 @@ def find_pieces(strokes: np.ndarray, photograph: bool = False) -> tuple[list[Pie
     """
     parts, count = ndimage.label(strokes, np.ones((3, 3)))
     if count > MAX_PARTS:
-        raise PictureError(f"the picture holds {count:,} separate strokes: crop it to the digits")
+        raise PictureError(CROWDED.format(count))
     boxes = [_box(slices) for slices in ndimage.find_objects(parts)]
     out = [(_cut_off if photograph else _spans)(box, strokes.shape) for box in boxes]
     if alone := all(out):

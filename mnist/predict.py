@@ -31,7 +31,12 @@ from mnist.weights import WeightsError, load_detector, load_weights
 
 MAX_ASPECT_RATIO = 2.0  # width by height: no single digit of MNIST is wider
 MIN_CONFIDENCE = 0.9
+# why there is no digit, or why not to trust it
+BLANK = "the picture is blank"
+SEVERAL = "not one digit, but {}"
+WIDE = "not one digit: it is too wide"
 OUT_OF_DISTRIBUTION = "it does not look like a single digit (out of distribution)"
+LOW_CONFIDENCE = "low confidence: it may be a {} as well"
 # of the digit detector, chosen on scenes from validation images
 READ_SCORE, READ_MARGIN = 0.4, 2.0  # a digit has a higher score, and a logit at most so much below that of no digit
 CLEAR_SCORE, CLEAR_SHARE = 0.5, 0.5  # in a number, so many digits have this score and are likelier than no digit
@@ -177,11 +182,11 @@ class MNISTPredictor:
                     rejected: bool) -> Prediction:
         pieces = prepared.pieces
         if prepared.picture is None:
-            reason = "the picture is blank"
+            reason = BLANK
         elif len(pieces) > 1:
-            reason = f"not one digit, but {len(pieces)}"
+            reason = SEVERAL.format(len(pieces))
         elif pieces and pieces[0].strokes.shape[1] > MAX_ASPECT_RATIO * pieces[0].strokes.shape[0]:
-            reason = "not one digit: it is too wide"
+            reason = WIDE
         else:
             digit, confidence = int(probabilities.argmax()), float(probabilities.max())
             reason = ""
@@ -197,7 +202,7 @@ class MNISTPredictor:
 
 def _low_confidence(probabilities: np.ndarray) -> str:
     """The reason not to trust a digit with these probabilities (10,): the second most probable one."""
-    return f"low confidence: it may be a {probabilities.argsort()[-2]} as well"
+    return LOW_CONFIDENCE.format(probabilities.argsort()[-2])
 
 
 class _Opinion(NamedTuple):

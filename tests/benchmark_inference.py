@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mnist.export import FORMATS, Run, export
+from mnist.export import FORMATS, HTML, Run, export
 from mnist.files import EXPORT_ENDINGS
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]
-NAMES = {"safetensors": "PyTorch"} | {format: format for format in FORMATS if format != "safetensors"}
+NAMES = {"safetensors": "PyTorch"} | {format: format for format in FORMATS if format not in ("safetensors", HTML)}
 SETTINGS = [(batch, threads) for batch in (1, 250) for threads in (1, 2)]
 REPEATS = 5
 SECONDS = 0.15  # of one repeat

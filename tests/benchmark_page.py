@@ -38,8 +38,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from handwriting import traced
+from mnist.html import browsing
 from mnist_utils import load_split
-from visitor import Site, browsing, on_paper
+from visitor import Site, on_paper
 
 ROOT = Path(__file__).parents[1]
 RATE = 60  # pen movements a second: as often as a usual screen is redrawn

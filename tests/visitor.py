@@ -5,7 +5,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,18 +16,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import sqlalchemy as sa
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from handwriting import traced
+from mnist.html import browsing
 from mnist.predict import MNISTPredictor
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["google-chrome", "google-chrome-stable", "chromium", "chromium-browser", "chrome"]
-PLACES = ["/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-          "/Applications/Chromium.app/Contents/MacOS/Chromium",
-          *(Path(os.environ[folder], "Google", "Chrome", "Application", "chrome.exe")
-            for folder in ("PROGRAMFILES", "PROGRAMFILES(X86)", "LOCALAPPDATA") if folder in os.environ)]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 Strokes = list[list[tuple[float, float]]]
 
@@ -85,21 +80,6 @@ def serving(weights: Path) -> Iterator[Site]:
             site.stop()
 
 
-def chromium(playwright: Playwright) -> str | None:
-    """The path of a Chromium or Chrome on this machine, if there is one."""
-    found = [*filter(None, map(shutil.which, NAMES)), *PLACES, playwright.chromium.executable_path]
-    return next((str(path) for path in found if Path(path).exists()), None)
-
-
-@contextlib.contextmanager
-def browsing() -> Iterator[Browser | None]:
-    """A headless browser, or None where this machine has none."""
-    as_root = os.name == "posix" and os.geteuid() == 0
-    with sync_playwright() as playwright:
-        path = chromium(playwright)
-        yield path and playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] * as_root)
-
-
 @contextlib.contextmanager
 def opened(browser: Browser, site: Site, query: str = "", **options) -> Iterator[Page]:
     """Open the page in a new window until the block ends.
@@ -119,7 +99,7 @@ def opened(browser: Browser, site: Site, query: str = "", **options) -> Iterator
 
 def on_paper(page: Page, strokes: Strokes) -> Strokes:
     """Convert strokes from shares of the paper, 0 to 1, to pixels of the window."""
-    box = page.locator("canvas").bounding_box()
+    box = page.locator("canvas.ink").bounding_box()
     return [[(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke] for stroke in strokes]
 
 

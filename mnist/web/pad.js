@@ -1,22 +1,28 @@
-// The drawing surface. It paints strokes, asks for answers while people draw, and sends finished drawings to be kept.
-// Gradio runs this with `element` (the DOM element of pad.html) and `server` (the page's functions).
+// The drawing surface. It paints strokes and reads them at every frame. On the page it also sends drawings to be kept.
+//
+// It runs as the body of a function with `element` (the DOM element around pad.html), `NETWORK` (see mnist/html.py; null
+// where the server reads instead) and `server` (the page's functions; null in a file without a server).
 
-const SIDE = 280;          // pixels of the picture that is sent
-const BRUSH = 20;          // pixels of it: about the stroke width of MNIST, for a digit that fills the paper
 const PAUSE = 700;         // ms without a stroke, after which a drawing is finished and sent to be kept
-const REST = 2;            // times the last answer's duration: the wait before the next question, so that none pile up
+const REST = 2;            // times the server's last answer's duration: the wait before the next question
 const MOST_REST = 500;     // ms, the longest such wait
 const AGAIN = 4000;        // ms until a drawing that was not kept is sent again
+const WELCOME = "The answer appears here while you draw.";
 
 const find = (name) => element.querySelector(name);
-const canvas = find("canvas"), context = canvas.getContext("2d");
-const labels = find(".labels"), notice = find(".notice");
+const canvas = find(".ink"), context = canvas.getContext("2d");
+const labels = find("fieldset.labels"), notice = find(".notice"), details = find(".inside");
+const small = document.createElement("canvas");
+small.width = small.height = SIDE;
+const smallContext = small.getContext("2d");
 
 let strokes = [];          // each a list of [x, y], 0 to 1
+let cleared = null;        // what Undo brings back after Clear
 let pointer = null;        // the id of the one that draws; others, such as a resting palm, are ignored
 let key = newKey();
 let version = 0;           // grows with each change of the drawing
-let answered = 0, asking = false, lost = false, label = null, pauseTimer = null;
+let answered = 0, frame = 0, asking = false, lost = false, label = null, pauseTimer = null;
+let last = null;           // the last answer
 const waiting = new Map(); // drawings that the server has not confirmed, by key
 
 function newKey() {        // crypto.randomUUID is missing on pages without https
@@ -37,33 +43,18 @@ async function call(name, message) {   // where the server fails, Gradio's promi
 
 // drawing
 
-function paint(target, width) {
-  target.clearRect(0, 0, width, width);
-  target.lineWidth = BRUSH * width / SIDE;
-  target.lineCap = target.lineJoin = "round";
-  for (const stroke of strokes) {
-    target.beginPath();
-    target.moveTo(stroke[0][0] * width, stroke[0][1] * width);
-    target.lineTo(stroke[0][0] * width + 0.01, stroke[0][1] * width);  // otherwise a dot leaves no ink
-    for (const [x, y] of stroke) target.lineTo(x * width, y * width);
-    target.stroke();
-  }
-}
-
 function repaint() {
   const width = Math.max(1, Math.round(canvas.clientWidth * (window.devicePixelRatio || 1)));
   if (canvas.width !== width) canvas.width = canvas.height = width;
-  paint(context, width);
+  paintStrokes(context, strokes, width, getComputedStyle(canvas).color);
   find(".hint").hidden = strokes.length > 0;
   find(".clear").disabled = strokes.length === 0;
-  find(".undo").disabled = strokes.length === 0 || label !== null;  // a label is for the whole drawing
+  find(".undo").disabled = strokes.length === 0 ? cleared === null : label !== null;  // a label is for all strokes
 }
 
 function picture() {       // base64 of a PNG file: opaque ink on a transparent background
-  const copy = document.createElement("canvas");
-  copy.width = copy.height = SIDE;
-  paint(copy.getContext("2d"), SIDE);
-  return copy.toDataURL("image/png").split(",")[1];
+  paintStrokes(smallContext, strokes, SIDE, "#000");
+  return small.toDataURL("image/png").split(",")[1];
 }
 
 function place(event) {
@@ -94,7 +85,7 @@ for (const end of ["pointerup", "pointercancel"]) {
   canvas.addEventListener(end, (event) => {
     if (event.pointerId !== pointer) return;
     pointer = null;
-    pauseTimer = setTimeout(keep, PAUSE);
+    rest();
   });
 }
 
@@ -103,52 +94,80 @@ canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passi
 
 function changed() {
   version += 1;
+  cleared = null;
   find(".kept").textContent = "";
+  find(".discard").hidden = true;
+  find(".verdict").setAttribute("aria-busy", "true");  // screen readers wait for the final answer
+  if (!frame) frame = requestAnimationFrame(update);
+}
+
+function update() {        // once for each frame of the screen
+  frame = 0;
   repaint();
-  ask();
+  if (!reader) return ask();
+  show(strokes.length ? reader.readStrokes(strokes) : null);
+  answered = version;
+  find(".verdict").setAttribute("aria-busy", "false");
 }
 
 function undo() {
   if (find(".undo").disabled || pointer !== null) return;
-  if (strokes.length === 1) return clear();
-  strokes.pop();
-  clearTimeout(pauseTimer);
-  pauseTimer = setTimeout(keep, PAUSE);
-  changed();
+  if (!strokes.length) {
+    ({ strokes, key, label } = cleared);
+    changed();
+  } else if (strokes.length === 1) {
+    return clear();
+  } else {
+    strokes.pop();
+    changed();
+  }
+  rest();
 }
 
 function clear() {         // a drawing that is cleared before the pause is not kept
-  if (pointer !== null) return;
-  clearTimeout(pauseTimer);
-  pauseTimer = null;
+  if (pointer !== null || !strokes.length) return;
+  const before = { strokes, key, label };
   fresh();
+  cleared = before;
+  repaint();
 }
 
 function fresh() {         // an empty paper; the last drawing stays kept, or waits to be kept
+  clearTimeout(pauseTimer);
+  pauseTimer = null;
   strokes = [];
+  cleared = null;
   key = newKey();
   version += 1;
   answered = version;
   label = null;
   show(null);
   find(".kept").textContent = "";
+  find(".discard").hidden = true;
   repaint();
+}
+
+function rest() {          // the pen is up: after a pause the drawing is kept
+  if (!server) return;
+  clearTimeout(pauseTimer);
+  pauseTimer = setTimeout(keep, PAUSE);
+  if (label === null) find(".kept").textContent = "Kept in a moment.";
+  find(".discard").hidden = label !== null;
 }
 
 // answers
 
-async function ask() {     // one question at a time; the next one includes all changes made meanwhile
+async function ask() {     // the server: one question at a time; the next one includes all changes made meanwhile
   if (asking) return;
   asking = true;
-  find(".verdict").setAttribute("aria-busy", "true");  // screen readers wait for the final answer
   while (answered !== version) {
     const now = version, asked = key, sent = performance.now();
     const answer = await call("recognise", { picture: picture() });
     lost = Boolean(answer.problem);
     answered = Math.max(answered, now);
     if (strokes.length && asked === key) show(answer);
-    const rest = Math.min(MOST_REST, REST * (performance.now() - sent));
-    await new Promise((go) => setTimeout(go, rest));
+    const pause = Math.min(MOST_REST, REST * (performance.now() - sent));
+    await new Promise((go) => setTimeout(go, pause));
   }
   asking = false;
   find(".verdict").setAttribute("aria-busy", "false");
@@ -159,24 +178,31 @@ function percent(share) {
 }
 
 function show(answer) {
+  last = answer;
   const digit = answer?.digit ?? null, reason = answer?.problem ?? answer?.reason ?? "";
   find(".digit").textContent = digit ?? "?";
   find(".answer").classList.toggle("doubted", Boolean(reason));
-  find(".words").textContent = !answer ? "The answer appears here while you draw."
-    : digit === null ? reason
-    : `${digit}, ${percent(answer.confidence)} sure` + (reason ? `, but do not trust it: ${reason}` : "");
-  find(".seen").hidden = !answer?.seen;
-  if (answer?.seen) find(".seen").src = answer.seen;
+  find(".words").textContent = !answer ? WELCOME : digit === null ? `${reason[0].toUpperCase()}${reason.slice(1)}.`
+    : `${percent(answer.confidence)} sure` + (reason ? `, but do not trust it: ${reason}.` : ".");
+  if (digit !== null) {                              // beside the large digit, which screen readers skip
+    find(".words").prepend(Object.assign(document.createElement("span"), { className: "unseen", textContent: `${digit}, ` }));
+  }
   element.querySelectorAll(".bars li").forEach((row, index) => {
     const share = digit === null ? 0 : answer.probabilities[index];
-    row.querySelector(".bar").style.width = `${100 * share}%`;
+    row.classList.toggle("first", index === digit);
+    row.querySelector(".bar").style.transform = `scaleX(${share})`;
     row.querySelector(".share").textContent = digit === null ? "" : percent(share);
   });
   labels.disabled = digit === null;
+  press();
+  if (details.open) inside?.show(answer);
+  canvas.dataset.answered = String(digit ?? "");   // read by the tests and the benchmark
+}
+
+function press() {         // show which label was chosen
   for (const button of labels.querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(label !== null && Number(button.value) === label));
   }
-  canvas.dataset.answered = String(digit ?? "");   // read by the tests and the benchmark
 }
 
 // keeping
@@ -184,7 +210,7 @@ function show(answer) {
 function keep() {
   clearTimeout(pauseTimer);
   pauseTimer = null;
-  if (!strokes.length) return;
+  if (!server || !strokes.length) return;
   waiting.set(key, { drawing: key, picture: picture(), label });
   find(".kept").textContent = "Keeping…";
   send();
@@ -198,25 +224,26 @@ async function send() {    // one drawing at a time, oldest first; confirmed dra
   let problem = "";
   while (waiting.size && !problem) {
     const [first, item] = waiting.entries().next().value;
-    const reply = await call("keep", item);
+    const reply = await call(item.discarded ? "discard" : "keep", item);
     if (reply.problem) {
       problem = reply.problem;
       break;
     }
     if (waiting.get(first) === item) waiting.delete(first);
-    if (reply.score) find(".score").textContent = reply.score;
-    if (first === key) {
+    if (reply.score) celebrate(reply.score, item.label === reply.digit && first === key);
+    if (first === key && !item.discarded) {
       find(".kept").textContent = !reply.id ? (reply.reason ? `Not kept: ${reply.reason}.` : "")
         : item.label === null ? `Kept as no. ${reply.id}.`
         : `Kept as no. ${reply.id}, labelled ${item.label}: ${reply.digit === item.label ? "right" : "read as " + reply.digit}. `
           + "Draw the next one.";
+      find(".discard").hidden = !reply.id;
     }
   }
   sending = false;
   tell(problem);
   if (lost && !problem && strokes.length) {            // the server is back: ask again
-    version += 1;
-    ask();
+    lost = false;
+    changed();
   }
   clearTimeout(again);
   if (waiting.size) again = setTimeout(send, AGAIN);
@@ -232,13 +259,29 @@ function tell(problem) {
 }
 
 function name(digit) {
-  if (!strokes.length || labels.disabled) return;
+  if (!server || !strokes.length || labels.disabled) return;
   label = digit;
   repaint();
-  for (const button of labels.querySelectorAll("button")) {
-    button.setAttribute("aria-pressed", String(Number(button.value) === digit));
-  }
+  press();
   keep();
+}
+
+function discard() {       // the drawing on the paper is not kept, or deleted where it was
+  const gone = key;
+  waiting.set(gone, { drawing: gone, discarded: true });
+  fresh();
+  find(".kept").textContent = "Discarded.";
+  send();
+}
+
+function celebrate(score, right) {
+  const { labelled, correct, text } = score;
+  find(".score").hidden = !labelled;
+  find(".score meter").value = labelled ? correct / labelled : 0;
+  find(".score span").textContent = text;
+  if (!right || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  find(".digit").animate([{ transform: "none" }, { transform: "translateY(-0.12em) scale(1.15)", color: "var(--blue)" },
+    { transform: "translateY(0.02em) scale(0.98)" }, { transform: "none" }], { duration: 500, easing: "ease-out" });
 }
 
 window.addEventListener("beforeunload", (event) => {
@@ -261,6 +304,7 @@ for (let digit = 0; digit < 10; digit += 1) {
 }
 find(".undo").addEventListener("click", undo);
 find(".clear").addEventListener("click", clear);
+find(".discard").addEventListener("click", discard);
 canvas.addEventListener("keydown", (event) => {
   if (event.altKey || event.metaKey && event.key !== "z") return;
   const action = event.key === "Backspace" || (event.ctrlKey || event.metaKey) && event.key === "z" ? undo
@@ -270,10 +314,48 @@ canvas.addEventListener("keydown", (event) => {
   event.preventDefault();
   action();
 });
-new ResizeObserver(repaint).observe(canvas);
+
+let reader = null, inside = null;
+try {
+  reader = NETWORK && new DigitReader(NETWORK);
+} catch (error) {          // then the server reads
+  console.warn(error);
+}
+
+function colours() {       // as they are now, in light or in dark
+  const style = getComputedStyle(find(".pad"));
+  const parts = (name) => {
+    smallContext.fillStyle = style.getPropertyValue(name);
+    const [red, green, blue] = smallContext.fillStyle.match(/[0-9a-f]{2}/gi).map((part) => parseInt(part, 16));
+    return [red, green, blue];
+  };
+  return { ground: parts("--ground"), text: parts("--text"), blue: parts("--blue"), orange: parts("--orange") };
+}
+
+details.hidden = !reader;
+if (reader) {
+  details.open = matchMedia("(min-width: 40rem)").matches;         // on a small phone only when asked for
+  inside = new InsideView(find(".stages"), find(".overlay"), find(".about"), reader, colours());
+  details.addEventListener("toggle", () => {
+    inside.answer = last;
+    inside.layOut();
+  });
+}
+for (const part of element.querySelectorAll(".with-labels")) part.hidden = !server;
+find(".score").hidden = true;
+new ResizeObserver(() => {
+  repaint();
+  inside?.layOut();
+}).observe(find(".pad"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTimeout(() => {
+  repaint();
+  inside?.recolour(colours());
+}));
 show(null);
 repaint();
-call("state", null).then((state) => {
-  tell(state.problem);
-  find(".score").textContent = state.score ?? "";
-});
+if (server) {
+  call("state", null).then((state) => {
+    tell(state.problem);
+    if (state.score) celebrate(state.score, false);
+  });
+}
