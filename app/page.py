@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist import html
-from mnist.picture import PictureError, crop_drawing, read_picture, to_mnist
+from mnist.picture import PictureError, crop_drawing, to_mnist
 from mnist.predict import MNISTPredictor, Number, Prediction
 from mnist.weights import WeightsError
 
@@ -39,7 +39,7 @@ if "GRADIO_TEMP_DIR" not in os.environ:
 import anyio
 import gradio as gr
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from starlette.middleware import Middleware
 
 from app import views
@@ -63,6 +63,9 @@ TEST_SHARE = 5  # one of this many drawings is exported to the test split
 # by default Gradio uses the weights 400 and 600, but its font file for 600 contains no letters
 THEME = gr.themes.Default(primary_hue="blue", font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)),
                                                     "ui-sans-serif", "system-ui", "sans-serif"])
+# as wide as reads well; and all tabs in sight: in a narrow window Gradio hides some in a menu
+STYLE = """main.app { max-width: 90rem; margin: 0 auto; }
+@media (max-width: 24rem) { .tab-container button { padding: 0 0.4rem !important; } }"""
 ANY = "any"
 
 
@@ -90,7 +93,7 @@ class Page:
             server_name=f"[{host}]" if ":" in host else host, server_port=port or None, inline=inline,
             auth=(user, password) if user and password else None, share=False, quiet=True, prevent_thread_lock=True,
             max_file_size=UPLOAD_BYTES, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
-            run_history=False, state_session_capacity=SESSIONS, footer_links=["api"], theme=THEME, height=900,
+            run_history=False, state_session_capacity=SESSIONS, footer_links=["api"], theme=THEME, css=STYLE, height=900,
             blocked_paths=[str(HERE.parent)], app_kwargs={"middleware": [Middleware(
                 Guard, most=MESSAGE_BYTES, upload=UPLOAD_BYTES + MESSAGE_BYTES, local=is_loopback(host))]})
         return address
@@ -282,8 +285,9 @@ class Page:
     # the page itself
 
     def _build(self) -> gr.Blocks:
-        storing = anyio.CapacityLimiter(8)  # own threads: waiting for a database delays nothing else
-        with gr.Blocks(title="Draw a digit", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        # own threads, because waiting for a database should delay nothing else; more of them only wait for each other
+        storing = anyio.CapacityLimiter(3)
+        with gr.Blocks(title="Draw a digit", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
             gr.Markdown("# Draw a digit\nA network of 21,840 parameters says which one it is. "
                         "All of it happens on this machine: nothing is sent anywhere else.")
             with gr.Tab("Draw"):
@@ -421,9 +425,9 @@ def _drawing(message: dict) -> Image.Image:
     return picture
 
 
-def _grey(picture: Image.Image) -> Image.Image:
-    """The drawing in grey: dark ink on white paper."""
-    return Image.fromarray(np.rint(255 * read_picture(picture).grey).astype(np.uint8))
+def _grey(drawing: Image.Image) -> Image.Image:
+    """A drawing of opaque ink on a transparent background as dark ink on white paper."""
+    return ImageOps.invert(drawing.convert("RGBA").getchannel("A"))
 
 
 def _key(text: Any) -> uuid.UUID:

@@ -176,13 +176,15 @@ class Store:
                   "confidence": checked_share("confidence", confidence), "image_data": image_png,
                   "probabilities": [checked_share("a probability", value) for value in probabilities],
                   "model_digest": model_digest}
-        update = sa.update(Prediction).where(Prediction.drawing == drawing).values(**values)
-        insert = INSERT[self._engine.dialect.name](Prediction).values(drawing=drawing, **values)
-        upsert = insert.on_conflict_do_update(index_elements=[Prediction.drawing], set_=values)
+        table = Prediction.__table__  # statements on the table itself take half the time of those on the class
+        update = sa.update(table).where(table.c.drawing == drawing).values(**values)
+        insert = INSERT[self._engine.dialect.name](table).values(drawing=drawing, **values)
+        upsert = insert.on_conflict_do_update(index_elements=[table.c.drawing], set_=values)
         with self._session(writes=True) as session:  # an upsert alone uses up a number even to update
-            known = session.execute(update.returning(Prediction.id)).scalar_one_or_none()
-            row = known or session.execute(upsert.returning(Prediction.id)).scalar_one()
-            session.execute(sa.update(Prediction).where(Prediction.id == row).values(digest=stored_checksum()))
+            connection = session.connection()
+            known = connection.execute(update.returning(table.c.id)).scalar_one_or_none()
+            row = known or connection.execute(upsert.returning(table.c.id)).scalar_one()
+            connection.execute(sa.update(table).where(table.c.id == row).values(digest=stored_checksum()))
             return row
 
     def label(self, id: int, true_label: int | None) -> None:

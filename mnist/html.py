@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,9 +165,14 @@ def probabilities_in_browser(path: Path, images: np.ndarray) -> np.ndarray:
         }
         return results;
     }"""
-    with browsing() as browser:
-        page = browser.new_page()
-        page.goto(path.absolute().as_uri())
-        found = [page.evaluate(program, base64.b64encode(part.tobytes()).decode())
-                 for part in np.array_split(images, max(1, len(images) // 500))]
-    return np.concatenate(found).reshape(-1, 10).astype(np.float32)
+
+    def run() -> np.ndarray:
+        with browsing() as browser:
+            page = browser.new_page()
+            page.goto(path.absolute().as_uri())
+            found = [page.evaluate(program, base64.b64encode(part.tobytes()).decode())
+                     for part in np.array_split(images, max(1, len(images) // 500))]
+        return np.concatenate(found).reshape(-1, 10).astype(np.float32)
+
+    with ThreadPoolExecutor(1) as thread:  # in a notebook's own thread playwright refuses to run
+        return thread.submit(run).result()

@@ -94,10 +94,10 @@ def main() -> None:
               f"{time.monotonic() - begin:.0f} s", flush=True)
     with serving(ROOT / "MNIST-MODEL.pth") as site:
         counted = crowd(site, options.people, options.seconds, kills=5)
-    print(f"{options.people} people, {options.seconds:.0f} s, the page killed 5 times: "
-          + ", ".join(f"{number:,} {name}" for name, number in counted.items()))
-    assert not counted["lost"] and not counted["damaged"]
-    assert counted["rows"] >= counted["confirmed"]
+        print(f"{options.people} people, {options.seconds:.0f} s, the page killed 5 times: "
+              + ", ".join(f"{number:,} {name}" for name, number in counted.items()))
+        assert not counted["lost"] and not counted["damaged"]
+        assert counted["rows"] >= counted["confirmed"]
 
 
 if __name__ == "__main__":

@@ -14,12 +14,15 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from playwright.sync_api import Locator, Page, expect
 
 from handwriting import traced
+from mnist.networks import MNISTNet
+from mnist.weights import save_weights
 from mnist_utils import FILES, load_split, read_idx
-from visitor import PHONE, Site, Strokes, answer, draw, name, on_paper, opened, show
+from visitor import PHONE, Site, Strokes, answer, draw, name, on_paper, opened, serving, show
 
 pytest_plugins = ["browser"]
 
@@ -150,6 +153,43 @@ def test_an_unlabelled_drawing_is_kept_after_a_pause_and_can_be_labelled_then(pa
     expect(page.locator(".kept")).to_contain_text("Kept as no.")
     expect(page.locator(".kept")).to_have_text("Kept as no. 2.")
     expect(page.locator(".score")).to_have_text("0 of 1 right (0.0 %)")
+
+
+def test_a_drawing_is_discarded_there_and_then(page):
+    draw(page, ONE)
+    expect(page.locator(".kept")).to_have_text("Kept in a moment.")
+    page.get_by_role("button", name="Discard").click()
+    expect(page.locator(".kept")).to_have_text("Discarded.")
+    draw(page, digit(3))
+    expect(page.locator(".kept")).to_contain_text("Kept as no.")
+    page.get_by_role("button", name="Discard").click()
+    assert answer(page) is None
+    draw(page, digit(5))
+    expect(page.locator(".kept")).to_contain_text("Kept as no.")
+    show(page, "History")
+    expect(page.locator("#count")).to_have_text("1 drawing; page 1 of 1")
+
+
+def test_what_was_cleared_comes_back_with_its_label(page):
+    draw(page, digit(7))
+    name(page, 7)
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Undo").click()
+    assert answer(page) == 7
+    expect(page.get_by_role("button", name="It was a 7")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".kept")).to_have_text(re.compile(r"^Kept as no. 1, labelled 7"))
+    show(page, "History")
+    expect(page.locator("#count")).to_have_text("1 drawing; page 1 of 1")
+
+
+def test_a_network_too_large_for_a_browser_is_read_by_the_server(browser, tmp_path_factory):
+    torch.manual_seed(0)
+    weights = tmp_path_factory.mktemp("large") / "large.pth"
+    save_weights(weights, MNISTNet().eval(), mean=0.13, std=0.31)
+    with serving(weights) as site, opened(browser, site) as page:
+        expect(page.locator(".inside")).to_be_hidden()
+        assert draw(page, digit(3)) in range(10)
+        expect(page.locator(".words")).to_contain_text(" % sure")
 
 
 def test_what_is_cleared_at_once_is_not_kept_and_a_label_belongs_to_all_strokes(page):
@@ -398,6 +438,25 @@ def test_all_fits_on_a_phone(phone):
         edges = phone.locator("#pad, #pad *, #statistics *, #history *, button").locator("visible=true").evaluate_all(
             "all => all.map((one) => one.getBoundingClientRect().right)")
         assert max(edges) <= 390
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 928, 1024, 1280, 1920])
+def test_nothing_leaves_the_window_at_any_width(browser, site, width):
+    empty(site)
+    with opened(browser, site, viewport={"width": width, "height": 800}) as page:
+        draw(page, digit(3))
+        name(page, 3)
+        for tab in ("Draw", "Upload", "Statistics", "History"):
+            show(page, tab)
+            page.wait_for_load_state("networkidle")
+            assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+        show(page, "Draw")
+        edges = page.locator("#pad .desk, #pad .desk *, #pad .notice").locator("visible=true").evaluate_all(
+            "all => all.map((one) => one.getBoundingClientRect().right)")
+        assert max(edges) <= width
+        for button in page.locator(".labels button, .tools button").all():
+            box = button.bounding_box()
+            assert box["width"] >= 40 and box["height"] >= 40
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

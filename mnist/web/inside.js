@@ -13,12 +13,13 @@ const LEVELS = 256;
 
 class InsideView {
   constructor(stages, overlay, about, reader, colours) {
-    Object.assign(this, { overlay, about, reader, colours, answer: null, chosen: null, pointing: about.textContent });
+    Object.assign(this, { overlay, about, reader, answer: null, chosen: null, pointing: about.textContent });
     this.parent = stages;
     this.stages = this.choose().map((stage, number) => this.build(stages, stage, number));
     stages.addEventListener("pointermove", (event) => this.point(event));
     stages.addEventListener("pointerdown", (event) => this.point(event));
     stages.addEventListener("pointerleave", () => this.choosePart(null));
+    this.take(colours);
     this.layOut();
   }
 
@@ -86,8 +87,18 @@ class InsideView {
 
   // colours are { ground, blue, orange, text }, each [red, green, blue]; they change with light and dark
   recolour(colours) {
-    this.colours = colours;
+    this.take(colours);
     this.show(this.answer);
+  }
+
+  take(colours) {
+    this.colours = colours;
+    const { ground, text, blue, orange } = colours, none = mixed(ground, text, 0.06);
+    const shade = (ink) => Uint32Array.from({ length: LEVELS }, (_, level) => {
+      const [red, green, one] = mixed(none, ink, (level / (LEVELS - 1)) ** 0.7).map(Math.round);
+      return (255 << 24 | one << 16 | green << 8 | red) >>> 0;  // as a canvas stores a pixel
+    });
+    this.shades = { positive: shade(blue), negative: shade(orange), grey: shade(text) };
   }
 
   show(answer) {
@@ -109,13 +120,13 @@ class InsideView {
     const scale = window.devicePixelRatio || 1, context = blank(canvas, stage.width, stage.high, scale);
     const values = this.values(stage), pixels = new ImageData(width, count * height);
     if (values) for (const value of values) stage.most = Math.max(stage.most, Math.abs(value));
-    for (let at = 0; at < count * height * width; at += 1) {
-      const value = values ? values[at] / stage.most : 0;
-      this.colour(pixels.data, 4 * at, value, stage.layer ? (value < 0 ? this.colours.orange : this.colours.blue)
-        : this.colours.text);
+    const words = new Uint32Array(pixels.data.buffer), { positive, negative, grey } = this.shades;
+    const above = stage.layer ? positive : grey, factor = (LEVELS - 1) / stage.most;
+    for (let at = 0; at < words.length; at += 1) {
+      const value = values ? values[at] * factor : 0;
+      words[at] = value < 0 ? negative[-value | 0] : above[value | 0];
     }
-    const source = buffer.getContext("2d");
-    source.putImageData(pixels, 0, 0);
+    buffer.getContext("2d").putImageData(pixels, 0, 0);
     context.imageSmoothingEnabled = false;
     for (let map = 0; map < count; map += 1) {
       const x = Math.floor(map / rows) * (side + gap), y = (map % rows) * (side + gap);
@@ -140,13 +151,6 @@ class InsideView {
       context.fillRect(18, y + 3, (width - 20) * share, side - 6);
       if (this.chosen?.stage === stage && this.chosen.part === digit) this.outline(context, 0, y, width, side);
     }
-  }
-
-  colour(data, at, value, ink) {
-    const share = Math.abs(value) ** 0.7, { ground } = this.colours;
-    const base = mixed(ground, this.colours.text, 0.06);
-    for (let band = 0; band < 3; band += 1) data[at + band] = base[band] + (ink[band] - base[band]) * share;
-    data[at + 3] = 255;
   }
 
   outline(context, x, y, width, height) {
@@ -245,10 +249,10 @@ class InsideView {
 }
 
 function blank(canvas, width, height, scale) {
-  canvas.width = Math.round(width * scale);
-  canvas.height = Math.round(height * scale);
-  const context = canvas.getContext("2d");
-  context.scale(scale, scale);
+  const context = canvas.getContext("2d"), size = [Math.round(width * scale), Math.round(height * scale)];
+  if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  context.clearRect(0, 0, width, height);
   return context;
 }
 

@@ -98,11 +98,15 @@ function changed() {
   find(".kept").textContent = "";
   find(".discard").hidden = true;
   find(".verdict").setAttribute("aria-busy", "true");  // screen readers wait for the final answer
-  if (!frame) frame = requestAnimationFrame(update);
+  if (frame) return;
+  update();                // at once, so that the next frame shows it
+  frame = requestAnimationFrame(() => {                // and the changes until then together
+    frame = 0;
+    if (answered !== version) update();
+  });
 }
 
-function update() {        // once for each frame of the screen
-  frame = 0;
+function update() {
   repaint();
   if (!reader) return ask();
   show(strokes.length ? reader.readStrokes(strokes) : null);

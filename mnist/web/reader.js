@@ -509,25 +509,27 @@ const THINNING = Uint8Array.from({ length: 256 }, (_, bits) => {
 
 // The pixels of the centre line of strokes, as places in the mask padded by one pixel.
 function centreLine(strokes, width, height) {
-  const padded = pad(strokes, width, height, 1), across = width + 2;
-  const around = [-across - 1, -across, -across + 1, 1, across + 1, across, across - 1, -1];
-  let line = [];
-  padded.forEach((ink, at) => { if (ink) line.push(at); });
+  const ink = pad(strokes, width, height, 1), row = width + 2, line = new Int32Array(ink.length);
+  const gone = new Int32Array(ink.length);
+  let count = 0;
+  for (let at = 0; at < ink.length; at += 1) if (ink[at]) line[count++] = at;
   for (let removed = true; removed;) {
     removed = false;
     for (const half of [1, 2]) {
-      const gone = line.filter((at) => {
-        let bits = 0;
-        for (let bit = 0; bit < 8; bit += 1) bits |= padded[at + around[bit]] << bit;
-        return THINNING[bits] & half;
-      });
-      if (!gone.length) continue;
-      removed = true;
-      for (const at of gone) padded[at] = 0;
-      line = line.filter((at) => padded[at]);
+      let kept = 0, lost = 0;
+      for (let index = 0; index < count; index += 1) {
+        const at = line[index];
+        const bits = ink[at - row - 1] | ink[at - row] << 1 | ink[at - row + 1] << 2 | ink[at + 1] << 3
+          | ink[at + row + 1] << 4 | ink[at + row] << 5 | ink[at + row - 1] << 6 | ink[at - 1] << 7;
+        if (THINNING[bits] & half) gone[lost++] = at;
+        else line[kept++] = at;
+      }
+      for (let index = 0; index < lost; index += 1) ink[gone[index]] = 0;
+      count = kept;
+      removed ||= lost > 0;
     }
   }
-  return line;
+  return line.subarray(0, count);
 }
 
 function pad(mask, width, height, margin) {
@@ -549,7 +551,7 @@ function ofUsualWidth(strokes, width, height, { digitSide, strokeWidths }) {
   const same = { strokes, width, height, left: 0, top: 0 };
   const depth = squaredDistances(pad(strokes, width, height, 1), width + 2, height + 2, 0);
   const line = centreLine(strokes, width, height);
-  const pen = 2 * median(line.map((at) => Math.sqrt(depth[at]))), side = Math.max(width, height);
+  const pen = 2 * median(Float64Array.from(line, (at) => Math.sqrt(depth[at]))), side = Math.max(width, height);
   const wanted = Math.min(Math.max(pen * digitSide / side, strokeWidths[0]), strokeWidths[1]);
   const growth = (wanted * side - digitSide * pen) / (2 * (digitSide - wanted));
   if (!(Math.abs(growth) >= 0.5)) return same;
@@ -591,7 +593,7 @@ function cropped(padded, width, height) {
 }
 
 function median(values) {
-  const sorted = Float64Array.from(values).sort(), middle = sorted.length >> 1;
+  const sorted = values.sort(), middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
