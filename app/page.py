@@ -93,8 +93,8 @@ class Page:
             server_name=f"[{host}]" if ":" in host else host, server_port=port or None, inline=inline,
             auth=(user, password) if user and password else None, share=False, quiet=True, prevent_thread_lock=True,
             max_file_size=UPLOAD_BYTES, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
-            run_history=False, state_session_capacity=SESSIONS, footer_links=["api"], theme=THEME, css=STYLE, height=900,
-            blocked_paths=[str(HERE.parent)], app_kwargs={"middleware": [Middleware(
+            run_history=False, state_session_capacity=SESSIONS, footer_links=["api"], theme=THEME, css=STYLE,
+            height=900, blocked_paths=[str(HERE.parent)], app_kwargs={"middleware": [Middleware(
                 Guard, most=MESSAGE_BYTES, upload=UPLOAD_BYTES + MESSAGE_BYTES, local=is_loopback(host))]})
         return address
 
@@ -109,16 +109,15 @@ class Page:
         """Read a drawing without keeping it.
 
         The message holds "picture", base64 of a PNG file. The answer holds "digit" (None where the
-        drawing is not exactly one digit), "confidence", "probabilities", "reason" (why not to trust
-        it, or empty) and "seen" (the network's input as a data URL). Where the picture cannot be
-        read, the answer holds only "problem", a sentence.
+        drawing is not exactly one digit), "confidence", "probabilities" and "reason" (why not to trust
+        it, or empty). Where the picture cannot be read, the answer holds only "problem", a sentence.
         """
         try:
             answer = self.predictor.predict(crop_drawing(_drawing(message)), "dark")
         except PictureError as error:
             return {"problem": str(error)}
         return {"digit": answer.digit, "confidence": answer.confidence, "probabilities": answer.probabilities.tolist(),
-                "reason": answer.reason, "seen": views.data_url(answer.picture) if answer.digit is not None else None}
+                "reason": answer.reason}
 
     def keep(self, message: dict) -> dict:
         """Keep a drawing, with its label if there is one.
@@ -287,8 +286,10 @@ class Page:
     def _build(self) -> gr.Blocks:
         # own threads, because waiting for a database should delay nothing else; more of them only wait for each other
         storing = anyio.CapacityLimiter(3)
-        with gr.Blocks(title="Draw a digit", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
-            gr.Markdown("# Draw a digit\nA network of 21,840 parameters says which one it is. "
+        parameters = sum(one.numel() for one in self.predictor.model.parameters())
+        with gr.Blocks(title="Draw a digit", analytics_enabled=False, fill_width=True,
+                       delete_cache=(600, 3600)) as blocks:
+            gr.Markdown(f"# Draw a digit\nA network of {parameters:,} parameters says which one it is. "
                         "All of it happens on this machine: nothing is sent anywhere else.")
             with gr.Tab("Draw"):
                 gr.HTML(html_template=html.text("pad.html"), css_template=html.text("pad.css"),

@@ -169,7 +169,7 @@ def probabilities_in_browser(path: Path, images: np.ndarray) -> np.ndarray:
     def run() -> np.ndarray:
         with browsing() as browser:
             page = browser.new_page()
-            page.goto(path.absolute().as_uri())
+            page.set_content(path.read_text("utf-8"))  # whatever the file is called
             found = [page.evaluate(program, base64.b64encode(part.tobytes()).decode())
                      for part in np.array_split(images, max(1, len(images) // 500))]
         return np.concatenate(found).reshape(-1, 10).astype(np.float32)

@@ -116,12 +116,19 @@ class Person:
 
     def call(self, function: str, data: dict) -> dict:
         message = {"data": data, "fn_name": function, "component_id": self.pad, "session_hash": self.session}
-        self.connection.request("POST", "/gradio_api/component_server", json.dumps(message),
-                                {"Content-Type": "application/json"})
-        response = self.connection.getresponse()
+        try:
+            response = self._post(message)
+        except (ConnectionError, http.client.RemoteDisconnected):  # the server closes connections that were idle
+            self.connection.close()
+            response = self._post(message)
         answer = response.read()
         assert response.status == 200, answer
         return json.loads(answer)
+
+    def _post(self, message: dict) -> http.client.HTTPResponse:
+        self.connection.request("POST", "/gradio_api/component_server", json.dumps(message),
+                                {"Content-Type": "application/json"})
+        return self.connection.getresponse()
 
     def keep(self, picture: str) -> None:
         key, sent = uuid.uuid4().hex, time.perf_counter()

@@ -153,11 +153,11 @@ def test_programs_read_pictures_with_gradio_s_client(site):
 def test_drawings_are_read_kept_and_labelled(site, person):
     for digit, picture in enumerate(DRAWINGS):
         answer = person.call("recognise", {"picture": picture})
-        assert answer["digit"] == digit and answer["seen"].startswith("data:image/png;base64,")
+        assert answer["digit"] == digit and answer["reason"] == ""
         assert answer["confidence"] == max(answer["probabilities"]) and len(answer["probabilities"]) == 10
         message, label = {"picture": picture, "drawing": uuid.uuid4().hex}, (digit + digit // 5) % 10
         kept = person.call("keep", {**message, "label": None})
-        assert kept == {"id": kept["id"], "digit": digit, "score": ""}
+        assert kept == {"id": kept["id"], "digit": digit, "score": None}
         assert person.call("keep", {**message, "label": label})["id"] == kept["id"]
         (image, *row), = execute(site, "SELECT image_data, predicted_digit, true_label, probabilities FROM predictions "
                                        "WHERE drawing = ?", message["drawing"])
@@ -165,7 +165,18 @@ def test_drawings_are_read_kept_and_labelled(site, person):
         with Image.open(io.BytesIO(image)) as grey, Image.open(io.BytesIO(b64decode(picture))) as ink:
             assert np.array_equal(np.asarray(grey), 255 - np.asarray(ink.getchannel("A")))
     assert person.call("state", None) == {
-        "problem": None, "score": "So far 5 of 10 labelled drawings were read right (50.0 %)."}
+        "problem": None, "score": {"labelled": 10, "correct": 5, "text": "5 of 10 right (50.0 %)"}}
+
+
+def test_a_drawing_is_discarded_by_its_key(site, person):
+    key = uuid.uuid4().hex
+    person.call("keep", {"picture": DRAWINGS[4], "drawing": key, "label": 4})
+    before = stored(site)
+    assert person.call("discard", {"drawing": uuid.uuid4().hex})["id"] is None and stored(site) == before
+    person.call("discard", {"drawing": key})
+    assert stored(site).keys() == before.keys() - {key}
+    for message in ({}, None, [], {"drawing": SQL}, {"drawing": 5}):
+        assert person.call("discard", message)["reason"] == "the drawing has no key"
 
 
 def test_what_is_drawn_is_read_as_the_whole_paper_is(person, output):

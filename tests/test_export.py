@@ -72,6 +72,21 @@ def run(images):
     scores = apply(linear, "fc2", apply(linear, "fc1", x.flatten(1)))
     return (scores / temperature).softmax(1).numpy()
 """,
+    "html": """
+import atexit, os, shutil
+from playwright.sync_api import sync_playwright
+playwright = sync_playwright().start()
+atexit.register(playwright.stop)
+place = shutil.which("chromium") or shutil.which("google-chrome")
+browser = playwright.chromium.launch(executable_path=place, args=["--no-sandbox"] if os.name == "posix" else [])
+page = browser.new_page()
+page.set_content(open(path, encoding="utf-8").read())
+metadata = json.loads(page.locator("#about").text_content())
+PROBABILITIES = "(images) => images.map((image) => Array.from(new DigitReader(NETWORK).probabilities(image)))"
+def run(images):
+    parts = np.array_split(images.reshape(len(images), -1), 1 + len(images) // 500)
+    return np.concatenate([page.evaluate(PROBABILITIES, part.tolist()) for part in parts]).astype(np.float32)
+""",
 }
 PROGRAM = """
 import json, sys

@@ -9,7 +9,8 @@ from fuzz import Kind, fuzz, kinds
 from mutation import mutated
 
 NAMES = ["IDX", "gzip", "weights", "detector", "checkpoint", "export onnx", "export onnx-int8",
-         "export torchscript", "export pt2", "export safetensors", "picture PNG", "picture JPEG", "picture GIF",
+         "export torchscript", "export pt2", "export safetensors", "export html",
+         "picture PNG", "picture JPEG", "picture GIF",
          "picture BMP", "picture TIFF", "picture WEBP", ".env"]
 
 

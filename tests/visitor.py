@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import sqlalchemy as sa
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from handwriting import traced
@@ -131,6 +133,32 @@ def show(page: Page, tab: str) -> None:
     page.get_by_role("tab", name=tab).click()
 
 
+def record(page: Page, strokes: Strokes, path: Path) -> None:
+    """Draw, and write what the page shows meanwhile as an animation."""
+    frames = []
+
+    def look() -> None:
+        with Image.open(io.BytesIO(page.locator("#pad").screenshot())) as frame:
+            size = 720, round(720 * frame.height / frame.width)
+            frames.append(frame.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+
+    look()
+    for start, *rest in on_paper(page, strokes):
+        page.mouse.move(*start)
+        page.mouse.down()
+        for place in rest:
+            page.mouse.move(*place, steps=4)
+            look()
+        page.mouse.up()
+    answer(page)
+    probabilities = page.locator(".stage canvas").last
+    for digit in (5, 3, 8):
+        probabilities.hover(position={"x": 40, "y": (digit + 0.5) / 10 * probabilities.bounding_box()["height"]})
+        look()
+    durations = [800] + [90] * (len(frames) - 5) + [900, 1500, 1500, 1500]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=60, method=6)
+
+
 def main() -> None:
     images, labels = load_split("test")
     predictor = MNISTPredictor("MNIST-MODEL.pth")
@@ -144,11 +172,13 @@ def main() -> None:
                     page.keyboard.press("Escape")
                 else:
                     name(page, labels[index])
-            page.screenshot(path="figures/page.png")
+            page.screenshot(path="figures/page.png", full_page=True)
             show(page, "Statistics")
             page.locator("#statistics .summary").wait_for()
             page.wait_for_timeout(500)  # it fades in
             page.screenshot(path="figures/page-statistics.png", full_page=True)
+        with opened(browser, site, viewport={"width": 1160, "height": 800}) as page:
+            record(page, traced(images[labels == 5][1], 5), Path("figures/page.webp"))
         with opened(browser, site, **PHONE) as page:
             draw(page, traced(images[labels == 5][1], 5))
             expect(page.locator(".kept")).to_contain_text("Kept")

@@ -281,8 +281,8 @@ function discard() {       // the drawing on the paper is not kept, or deleted w
 function celebrate(score, right) {
   const { labelled, correct, text } = score;
   find(".score").hidden = !labelled;
-  find(".score meter").value = labelled ? correct / labelled : 0;
-  find(".score span").textContent = text;
+  find(".score .bar").style.transform = `scaleX(${labelled ? correct / labelled : 0})`;
+  find(".so-far").textContent = text;
   if (!right || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   find(".digit").animate([{ transform: "none" }, { transform: "translateY(-0.12em) scale(1.15)", color: "var(--blue)" },
     { transform: "translateY(0.02em) scale(0.98)" }, { transform: "none" }], { duration: 500, easing: "ease-out" });
