@@ -1,5 +1,6 @@
 """Refuse requests that Gradio would accept: too large, sent by other sites, or naming what does not exist."""
 
+import asyncio
 import logging
 from urllib.parse import urlsplit
 
@@ -12,6 +13,9 @@ from app.settings import is_loopback
 
 LOG = logging.getLogger(__name__)
 UPLOAD = f"{API_PREFIX}/upload"
+LOGIN = "/login"
+GUESS_SECONDS = 1.0  # between a wrong password and the next one that is looked at, whoever sends it
+GUESSES = 20  # logins that may wait; more are refused
 
 
 class TooLarge(Exception):
@@ -30,15 +34,41 @@ class Guard:
     servers that they consider secure, and in Origin for all servers. With `local`, the header Host
     must be a name of this machine: otherwise another site could make its own name point to this
     server (DNS rebinding). A path must not contain an address, because Gradio would fetch from that
-    address for anybody.
+    address for anybody. Logins are looked at one after the other, and a wrong one holds up the next, so
+    that nobody can guess a password by trying many; 429 where too many wait.
     """
 
     def __init__(self, app: ASGIApp, most: int, upload: int, local: bool) -> None:
         self.app, self.most, self.upload, self.local = app, most, upload, local
+        self.login, self.logins = asyncio.Lock(), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if scope["path"].rstrip("/") == LOGIN and scope["method"] == "POST":
+            return await self._one_by_one(scope, receive, send)
+        await self._checked(scope, receive, send)
+
+    async def _one_by_one(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        if self.logins >= GUESSES:
+            return await PlainTextResponse("too many logins at once: try again in a minute", 429)(scope, receive, send)
+        self.logins += 1
+        try:
+            async with self.login:
+                await self._checked(scope, receive, noted)
+                if status >= 400:
+                    await asyncio.sleep(GUESS_SECONDS)
+        finally:
+            self.logins -= 1
+
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, reads = Headers(scope=scope), scope["method"] in ("GET", "HEAD", "OPTIONS")
         most = self.upload if scope["path"].rstrip("/") == UPLOAD else self.most
         started, length = False, 0

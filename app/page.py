@@ -7,7 +7,6 @@
 Gradio serves the page with all the files that it needs: the browser contacts no other machine.
 """
 
-import atexit
 import base64
 import functools
 import hashlib
@@ -24,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from app.temporary import own_folder
 from mnist import html
 from mnist.picture import PictureError, crop_drawing, to_mnist
 from mnist.predict import MNISTPredictor, Number, Prediction
@@ -33,8 +33,7 @@ from mnist.weights import WeightsError
 # a folder of its own: the usual one may hold the uploads of other programs.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 if "GRADIO_TEMP_DIR" not in os.environ:
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="mnist-page-")
-    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = own_folder()
 
 import anyio
 import gradio as gr
@@ -57,7 +56,7 @@ MESSAGE_BYTES = 1_000_000  # largest body of any other request
 QUEUE = 50  # requests that may wait; answers while drawing do not go through this queue
 SESSIONS = 200  # browser windows whose state Gradio keeps in memory, 70 kB each
 BROWSER_PARAMETERS = 100_000  # of a network that a browser computes at every frame
-ROWS = 20  # drawings on one page of the history
+ROWS = 24  # drawings on one page of the history
 LATEST = 12  # most recent drawings shown in the statistics
 TEST_SHARE = 5  # one of this many drawings is exported to the test split
 # by default Gradio uses the weights 400 and 600, but its font file for 600 contains no letters
@@ -65,7 +64,16 @@ THEME = gr.themes.Default(primary_hue="blue", font=[gr.themes.LocalFont("Source 
                                                     "ui-sans-serif", "system-ui", "sans-serif"])
 # as wide as reads well; and all tabs in sight: in a narrow window Gradio hides some in a menu
 STYLE = """main.app { max-width: 90rem; margin: 0 auto; }
+.show-api, .or { color: var(--body-text-color) !important; }
 @media (max-width: 24rem) { .tab-container button { padding: 0 0.4rem !important; } }"""
+# an export is downloaded once its link is there
+DOWNLOAD = """async () => {
+  for (let turn = 0; turn < 50; turn += 1) {
+    await new Promise((go) => setTimeout(go, 100));
+    const links = document.querySelectorAll("#export a");
+    if (links.length) return links[0].click();
+  }
+}"""
 ANY = "any"
 
 
@@ -199,6 +207,10 @@ class Page:
             notes.append(self._keep_all(numbers, doubtful, hashlib.sha256(Path(file).read_bytes()).hexdigest()))
         return {"numbers": found, "notes": notes}, views.outlined(picture, scale, numbers), views.cards(numbers, notes)
 
+    def read_again(self, chosen: bool, file: str | None, keep: bool, doubtful: bool) -> tuple:
+        """Read a file once more where more of it is to be kept; nothing is kept twice."""
+        return self.read(file, keep, doubtful) if chosen and file is not None else (gr.skip(),) * 3
+
     def _keep_all(self, numbers: list[Number], doubtful: bool, file: str) -> str:
         """Keep the digits as the network saw them. Returns a note: how many were kept, and why not all.
 
@@ -221,7 +233,7 @@ class Page:
 
     def statistics(self) -> str:
         """The HTML of the Statistics tab. Raises StoreError where the database fails."""
-        return views.statistics(self.store.statistics(), self.store.search(limit=LATEST))
+        return views.statistics(self.store.statistics(), self.store.least_sure(LATEST), self.store.search(limit=LATEST))
 
     # history
 
@@ -242,12 +254,15 @@ class Page:
         return [views.listed(row) for row in rows], text, page
 
     def relabel(self, event: gr.EventData) -> None:
-        """Change the label of a drawing, or remove it."""
-        self.store.label(_number(event, "id") or 0, _number(event, "label"))
+        """Change the label of drawings, or remove it."""
+        label = _number(getattr(event, "label", None), "label")
+        for drawing in _drawings(event):
+            self.store.label(drawing, label)
 
     def remove(self, event: gr.EventData) -> None:
-        """Delete a drawing."""
-        self.store.delete(_number(event, "id") or 0)
+        """Delete drawings."""
+        for drawing in _drawings(event):
+            self.store.delete(drawing)
 
     def csv(self, predicted: str, label: str, verdict: str, since: datetime | None, until: datetime | None,
             most: float) -> dict:
@@ -314,24 +329,27 @@ class Page:
             return None
 
     def _build_upload(self) -> None:
-        gr.Markdown("A photo, a scan or a drawing, with one number or several. Numbers in blue are trusted, those in "
-                    "orange are doubtful.")
+        gr.Markdown("A photo, a scan or a drawing, with one number or several: it is read at once. Numbers in blue are "
+                    "trusted, those in orange are doubtful.")
         with gr.Row():
             with gr.Column():
                 file = gr.File(label="Picture", file_types=["image"], type="filepath", elem_id="upload")
                 keep = gr.Checkbox(True, label="Keep what was read, so that it can be labelled in the history")
                 doubtful = gr.Checkbox(False, label="Keep the digits of doubtful numbers as well")
-                read = gr.Button("Read it", variant="primary", elem_id="read")
             with gr.Column():
                 outlined = gr.Image(label="Where the numbers are", show_label=False, interactive=False, format="png",
-                                 buttons=[])
+                                    buttons=[], visible=False)
         seen = gr.HTML(elem_id="seen", css_template=_file("tables.css"), apply_default_css=False)
         with gr.Accordion("As values", open=False):
             values = gr.JSON(show_label=False)
         answer = [values, outlined, seen]
-        read.click(self.read, [file, keep, doubtful], answer, api_name="read", concurrency_limit=2,
-                   show_progress_on=outlined)
-        file.change(lambda: (None, None, ""), None, answer, api_visibility="private", show_progress="hidden")
+        file.upload(self.read, [file, keep, doubtful], answer, api_name="read", concurrency_limit=2).success(
+            lambda: gr.update(visible=True), None, outlined, api_visibility="private", show_progress="hidden")
+        for choice in (keep, doubtful):
+            choice.input(self.read_again, [choice, file, keep, doubtful], answer, api_visibility="private",
+                         concurrency_limit=2)
+        file.clear(lambda: (None, gr.update(value=None, visible=False), ""), None, answer, api_visibility="private",
+                   show_progress="hidden")
 
     def _build_statistics(self, tab: gr.Tab) -> None:
         shown = gr.HTML(elem_id="statistics", css_template=_file("tables.css"), apply_default_css=False)
@@ -340,24 +358,26 @@ class Page:
 
     def _build_history(self, tab: gr.Tab) -> None:
         digits = [ANY, *map(str, range(10))]
-        with gr.Row():
-            predicted = gr.Dropdown(digits, value=ANY, label="Read as", min_width=120)
-            label = gr.Dropdown(digits, value=ANY, label="Labelled", min_width=120)
-            verdict = gr.Dropdown(["all", "right", "wrong", "unlabelled"], value="all", label="Answer", min_width=120)
-        with gr.Row():
-            most = gr.Slider(0, 100, 100, step=1, label="Confidence at most (%)", min_width=200)
-            since, until = (gr.DateTime(label=f"{word} (UTC)", type="datetime", include_time=False, timezone="UTC",
-                                        min_width=200, elem_classes="day") for word in ("From", "Before"))
+        with gr.Accordion("Filter", open=False):
+            with gr.Row():
+                predicted = gr.Dropdown(digits, value=ANY, label="Read as", min_width=120)
+                label = gr.Dropdown(digits, value=ANY, label="Labelled", min_width=120)
+                verdict = gr.Dropdown(["all", "right", "wrong", "unlabelled"], value="all", label="Answer",
+                                      min_width=120)
+            with gr.Row():
+                most = gr.Slider(0, 100, 100, step=1, label="Confidence at most (%)", min_width=200)
+                since, until = (gr.DateTime(label=f"{word} (UTC)", type="datetime", include_time=False, timezone="UTC",
+                                            min_width=200, elem_classes="day") for word in ("From", "Before"))
         count = gr.Markdown(elem_id="count")
         rows = gr.HTML([], html_template=_file("history.html"), css_template=_file("history.css"),
                        js_on_load=_file("history.js"), apply_default_css=False, elem_id="history")
         with gr.Row():
-            back = gr.Button("Newer")
-            page = gr.Number(1, label="Page", precision=0, minimum=1, min_width=80)
-            forth = gr.Button("Older")
+            back = gr.Button("Newer", scale=0, min_width=110)
+            page = gr.Number(1, label="Page", precision=0, minimum=1, scale=0, min_width=80)
+            forth = gr.Button("Older", scale=0, min_width=110)
         with gr.Row():
-            as_csv = gr.Button("Export these as CSV")
-            as_idx = gr.Button("Export all labelled ones as IDX files")
+            as_csv = gr.Button("Export these as CSV", scale=0, min_width=260)
+            as_idx = gr.Button("Export all labelled ones as IDX files", scale=0, min_width=320)
         export = gr.File(label="Export", interactive=False, visible=False, elem_id="export")
         gr.Markdown("To train the network on your handwriting, unpack the IDX export into a folder and run\n\n"
                     "`python run_model.py --resume --data FOLDER`")
@@ -376,8 +396,8 @@ class Page:
         for trigger, change in ((rows.input, self.relabel), (rows.delete, self.remove)):
             trigger(_plainly(change), None, None, api_visibility="private", show_progress="hidden").then(
                 history, [*wanted, page], shown, api_visibility="private", show_progress="hidden")
-        as_csv.click(_plainly(self.csv), wanted, export, api_name="csv")
-        as_idx.click(_plainly(self.idx), None, export, api_name="idx")
+        as_csv.click(_plainly(self.csv), wanted, export, api_name="csv").success(js=DOWNLOAD)
+        as_idx.click(_plainly(self.idx), None, export, api_name="idx").success(js=DOWNLOAD)
 
 
 def _served(function: Callable[[Any], dict], limiter: anyio.CapacityLimiter | None = None) -> Callable:
@@ -439,18 +459,21 @@ def _key(text: Any) -> uuid.UUID:
         raise ValueError("the drawing has no key") from error
 
 
-def _number(event: gr.EventData, name: str) -> int | None:
-    """A number in an event of history.js, or None where it is empty. Raises ValueError where it is no number."""
-    value = getattr(event, name, None)
+def _drawings(event: gr.EventData) -> list[int]:
+    """The numbers of drawings in an event of history.js. Raises ValueError where they are none."""
+    numbers = getattr(event, "ids", None)
+    if not (isinstance(numbers, list) and len(numbers) <= ROWS):
+        raise ValueError("the event holds no drawings")
+    return [_number(number, "id") or 0 for number in numbers]
+
+
+def _number(value: Any, name: str) -> int | None:
+    """A number that history.js has sent, or None where it is empty. Raises ValueError where it is no number."""
     if value in ("", None):
         return None
     if not (type(value) is int or (isinstance(value, str) and value.isdecimal())):
         raise ValueError(f"the {name} is no number")
     return int(value)
-
-
-
-
 
 
 def _filter(predicted: str, label: str, verdict: str, since: datetime | None, until: datetime | None,

@@ -214,12 +214,22 @@ class Store:
             raise ValueError(f"a page needs a limit from 1 and an offset from 0, below 2**31, not {limit} and {offset}")
         newest_first = Prediction.timestamp.desc(), Prediction.id.desc()
         query = sa.select(Prediction.id).where(*wanted.conditions()).order_by(*newest_first)
+        return self._found(query.limit(limit).offset(offset))
+
+    def least_sure(self, limit: int) -> list[Prediction]:
+        """At most `limit` undamaged drawings without a label, the least confident first."""
+        query = sa.select(Prediction.id).where(Prediction.true_label.is_(None)).order_by(
+            Prediction.confidence, Prediction.id).limit(limit)
+        return [row for row in self._found(query) if isinstance(row, Prediction)]
+
+    def _found(self, numbers: sa.Select) -> list[Prediction | Damaged]:
+        """The drawings with the numbers that a query gives, in its order; in place of a damaged one its number."""
         with self._session() as session:
             self._hold_still(session)
-            numbers = session.scalars(query.limit(limit).offset(offset)).all()
-            intact = sa.select(Prediction).where(Prediction.id.in_(numbers), INTACT)
+            found = session.scalars(numbers).all()
+            intact = sa.select(Prediction).where(Prediction.id.in_(found), INTACT)
             rows = {row.id: row for row in session.scalars(intact)}
-            return [rows.get(number, Damaged(number)) for number in numbers]
+            return [rows.get(number, Damaged(number)) for number in found]
 
     def count(self, wanted: Filter = EVERYTHING) -> int:
         """How many drawings match the filter."""

@@ -85,8 +85,8 @@ def cards(numbers: list[Number], notes: list[str]) -> str:
     return rows + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
 
 
-def statistics(numbers: Statistics, latest: list[Row | Damaged]) -> str:
-    """The HTML of the Statistics tab: counts, charts, and the drawings in `latest`."""
+def statistics(numbers: Statistics, unsure: list[Row], latest: list[Row | Damaged]) -> str:
+    """The HTML of the Statistics tab: counts, charts, and the drawings in `unsure`, worth a label, and in `latest`."""
     digits = [(str(digit), [(right / count if count else 0, BLUE)], f"{right:,} of {count:,}")
               for digit, (count, right) in enumerate(numbers.per_digit)]
     most = max(1, *numbers.histogram.sum(1).tolist())
@@ -99,7 +99,8 @@ def statistics(numbers: Statistics, latest: list[Row | Damaged]) -> str:
         _bars("Read right, of those labelled as", digits), _confusion(numbers),
         f"<div>{_bars('Drawings, by how sure the network was', sure)}{key}</div>",
         _bars(f"Drawings a day (UTC), the last {DAYS} days that had any", days),
-    ]) + "<h3>Latest drawings</h3>" + _gallery(latest)
+    ]) + (f"<h2>Worth a label: those without one of which the network was least sure</h2>{_gallery(unsure)}"
+          if unsure else "") + f"<h2>Latest drawings</h2>{_gallery(latest)}"
 
 
 def listed(row: Row | Damaged) -> dict:

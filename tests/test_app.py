@@ -358,9 +358,10 @@ def test_labels_and_numbers_in_the_history_that_are_none(site, person):
     number, = person.kept.values()
     before = execute(site, "SELECT id, true_label FROM predictions")
     labels, ids = [*OTHERS[1:9], "11", -1, SQL, SCRIPT], [*OTHERS[1:], None, 10**9]
-    for name, sent in [*(("relabel", {"id": number, "label": label}) for label in labels),
-                       *(("relabel", {"id": id, "label": "3"}) for id in ids),
-                       *(("remove", {"id": id}) for id in ids), ("remove", {})]:
+    for name, sent in [*(("relabel", {"ids": [number], "label": label}) for label in labels),
+                       *(("relabel", {"ids": [id], "label": "3"}) for id in ids),
+                       *(("remove", {"ids": [id]}) for id in ids), *(("remove", {"ids": id}) for id in ids),
+                       ("remove", {}), ("remove", {"ids": [number] * 1000})]:
         message = {"data": [], "fn_index": functions[name], "session_hash": uuid.uuid4().hex, "event_data": sent}
         response = post(site, f"{API}/queue/join", content=json.dumps(message), headers=JSON)
         assert response.status_code == 200, sent
@@ -535,6 +536,40 @@ def test_visitors_without_the_password_get_nothing(guarded):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_passwords_cannot_be_guessed_by_trying_many(guarded):
+    site = guarded[0]
+    begin = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(30) as threads:
+        answers = list(threads.map(lambda number: post(site, "/login", data={**LOGIN, "password": f"guess {number}"}),
+                                   range(30)))
+    looked_at = [answer for answer in answers if answer.status_code != 429]
+    assert {answer.status_code for answer in looked_at} == {400} and len(looked_at) < 30
+    assert time.monotonic() - begin > len(looked_at) - 2  # one a second
+    assert post(site, "/login", data=LOGIN).status_code == 200
+
+
+def test_the_next_page_deletes_what_a_killed_one_has_left(output, tmp_path):
+    site = site_in(tmp_path, output)
+    site.start()
+    left = set(tmp_path.glob("mnist-page-*"))
+    assert left
+    site.process.kill()
+    site.process.wait()
+    site.process.stdout.close()
+    second = site_in(tmp_path, output)
+    second.start()
+    try:
+        now = set(tmp_path.glob("mnist-page-*"))
+        assert now and not left & now
+        third = site_in(tmp_path, output)
+        third.start()
+        third.stop()
+        assert set(tmp_path.glob("mnist-page-*")) == now  # those of a running page stay
+    finally:
+        second.stop()
+    assert not set(tmp_path.glob("mnist-page-*"))
+
+
 def test_an_end_is_quiet_and_leaves_nothing_behind(guarded):
     """While visitors are still connected."""
     for site, sent in zip(guarded, (signal.SIGINT, signal.SIGTERM)):

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, ImageDraw
 from playwright.sync_api import Locator, Page, expect
 
@@ -84,15 +85,15 @@ def phone(browser, site) -> Iterator[Page]:
 
 
 def rows(page: Page) -> Locator:
-    return page.locator("#history tbody tr")
+    return page.locator("#history .card")
 
 
 def row(page: Page, number: int) -> Locator:
-    return page.locator(f"#history tbody tr[data-id='{number}']")
+    return page.locator(f"#history .card[data-id='{number}']")
 
 
 def numbers(page: Page) -> list[int]:
-    return [int(text) for text in rows(page).locator("td:first-child").all_inner_texts()]
+    return [int(text) for text in rows(page).locator(".number").all_inner_texts()]
 
 
 def ink(page: Page) -> str:
@@ -258,18 +259,17 @@ def upload(page: Page, path: Path) -> None:
     show(page, "Upload")
     page.locator("#upload input[type=file]").set_input_files(path)
     page.locator(f"#upload a[href$='{path.name}']").wait_for()
-    page.get_by_role("button", name="Read it").click()
 
 
 def test_the_digits_of_a_photo_are_read_and_kept(page):
-    show(page, "Upload")
-    page.get_by_label("Keep the digits of doubtful numbers as well").check()
     upload(page, ROOT / "figures" / "samples" / "number.jpg")
     expect(page.locator("#seen")).to_contain_text(re.compile(r"Read: 0316\??, 52948\??\."))
     assert page.locator("#seen img").count() == 9
+    page.get_by_label("Keep the digits of doubtful numbers as well").check()
+    expect(page.locator("#seen")).to_contain_text("9 kept: label them")
     show(page, "History")
     expect(page.locator("#count")).to_have_text("9 drawings; page 1 of 1")
-    assert rows(page).locator("td:nth-child(4)").all_inner_texts() == list("031652948"[::-1])
+    assert rows(page).locator(".read").all_inner_texts() == list("031652948"[::-1])
 
 
 def test_what_is_doubtful_is_not_kept_without_leave(page, tmp_path):
@@ -338,6 +338,23 @@ def test_a_label_is_corrected_and_a_drawing_deleted_in_the_history(page):
     assert [one.input_value() for one in rows(page).get_by_role("combobox").all()] == ["7", ""]
 
 
+def test_several_drawings_are_labelled_and_deleted_at_once(page):
+    keep(page, (3, None), (7, 1), (5, None))
+    for number in (1, 3):
+        row(page, number).get_by_role("checkbox").check()
+    expect(page.locator("#history .chosen")).to_have_text("2 selected")
+    page.get_by_label("What the selected drawings really were").select_option("5")
+    expect(row(page, 1)).to_contain_text("wrong")
+    expect(row(page, 3)).to_contain_text("right")
+    expect(page.locator("#history .chosen")).to_have_text("none selected")
+    page.get_by_label("Select all").check()
+    delete = page.get_by_role("button", name="Delete selected")
+    delete.click()
+    page.get_by_role("button", name="Sure?").click()
+    expect(rows(page)).to_have_count(0)
+    expect(page.locator("#history .none")).to_be_visible()
+
+
 def test_a_damaged_drawing_is_shown_as_damaged_and_not_counted(page, site):
     for number in (1, 2):
         draw(page, digit(number))
@@ -364,9 +381,10 @@ def test_the_history_is_filtered(page):
     def choose(filter: str, value: str, expected: list[str]) -> None:
         page.get_by_label(filter).click()
         page.get_by_role("listbox").get_by_role("option", name=value, exact=True).click()
-        expect(rows(page).locator("td:first-child")).to_have_text(expected)
+        expect(rows(page).locator(".number")).to_have_text(expected)
 
     keep(page, (3, 3), (7, 1), (5, None), (6, 6))
+    page.get_by_role("button", name="Filter").click()
     choose("Answer", "wrong", ["2"])
     choose("Answer", "right", ["4", "1"])
     choose("Read as", "6", ["4"])
@@ -375,9 +393,8 @@ def test_the_history_is_filtered(page):
 
 
 def export(page: Page, button: str) -> bytes:
-    page.get_by_role("button", name=button).click()
     with page.expect_download() as download:
-        page.locator("#export a").click()
+        page.get_by_role("button", name=button).click()
     return Path(download.value.path()).read_bytes()
 
 
@@ -430,7 +447,7 @@ def test_all_fits_on_a_phone(phone):
     for button in phone.locator(".labels button, .tools button").all():
         box = button.bounding_box()
         assert box["width"] >= 40 and box["height"] >= 40
-    for tab, element in (("Draw", "#pad .bars"), ("Upload", "#read"), ("Statistics", "#statistics img"),
+    for tab, element in (("Draw", "#pad .bars"), ("Upload", "#upload"), ("Statistics", "#statistics img"),
                          ("History", "#history img")):
         show(phone, tab)
         phone.locator(element).first.wait_for()
@@ -496,6 +513,30 @@ def test_a_keyboard_and_a_screen_reader_find_all_there_is(page):
         nodes = tree.send("Accessibility.getFullAXTree")["nodes"]
         names = [node["name"]["value"] for node in nodes if not node["ignored"] and node["role"]["value"] in CONTROLS]
         assert len(names) > 5 and "" not in names
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(browser, site, theme):
+    empty(site)
+    with opened(browser, site, f"?__theme={theme}", bypass_csp=True) as page:
+        def check() -> None:
+            found = Axe().run(page).response["violations"]
+            assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
+
+        check()
+        draw(page, digit(3))
+        name(page, 3)
+        draw(page, ONE)
+        expect(page.locator(".kept")).to_contain_text("Kept as no. 2")
+        check()
+        for tab, element in (("Statistics", "#statistics img"), ("History", "#history img"), ("Upload", "#upload")):
+            show(page, tab)
+            page.locator(element).first.wait_for()
+            page.wait_for_timeout(500)  # the tab fades in
+            check()
+        upload(page, ROOT / "figures" / "samples" / "number.jpg")
+        expect(page.locator("#seen")).to_contain_text("Read: ")
+        check()
 
 
 # what goes wrong

@@ -260,6 +260,22 @@ def test_statistics_equal_those_of_scikit_learn(store, database):
     assert list(statistics.per_day.items()) == sorted(days.items()) and len(days) == 5
 
 
+def test_what_is_worth_a_label_comes_first(store):
+    ids = [save(store, digit=3, confidence=confidence) for confidence in (0.9, 0.4, 0.7, 0.3)]
+    store.label(ids[3], 3)
+    assert [row.id for row in store.least_sure(2)] == [ids[1], ids[2]]
+    assert [row.id for row in store.least_sure(9)] == [ids[1], ids[2], ids[0]]
+
+
+def test_discarding_by_key_deletes_one_drawing(store):
+    key = uuid.uuid4()
+    number, other = save(store, drawing=key), save(store)
+    store.discard(uuid.uuid4())
+    store.discard(key)
+    store.discard(key)
+    assert [row.id for row in store.search()] == [other] != [number]
+
+
 def test_an_empty_table_has_statistics(store):
     statistics = store.statistics()
     assert (statistics.total, statistics.labelled, statistics.accuracy, statistics.per_day) == (0, 0, None, {})
