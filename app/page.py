@@ -74,6 +74,13 @@ DOWNLOAD = """async () => {
     if (links.length) return links[0].click();
   }
 }"""
+# for screen readers: Gradio makes the picture a button without a name
+NAMED = """async () => {
+  await new Promise((go) => setTimeout(go, 100));
+  for (const one of document.querySelectorAll(".image-container button:not([aria-label])")) {
+    one.setAttribute("aria-label", "The picture, with an outline around each number");
+  }
+}"""
 ANY = "any"
 
 
@@ -132,8 +139,9 @@ class Page:
 
         The message holds "picture", base64 of a PNG file, "drawing", its key, and "label", a digit or
         None. The answer holds "id", "digit" and "score" once the drawing is on the disk. Where the
-        message holds no drawing of a digit, "id" is None and "reason" says why. Where the database
-        fails, the answer holds only "problem", a sentence; the same message may be sent again.
+        message holds no drawing of a digit, nothing with its key is kept, "id" is None and "reason"
+        says why. Where the database fails, the answer holds only "problem", a sentence; the same
+        message may be sent again.
         """
         try:
             picture = _drawing(message)
@@ -143,9 +151,10 @@ class Page:
             answer = self.predictor.predict(crop_drawing(picture), "dark")
         except ValueError as error:
             return {"id": None, "reason": str(error)}
-        if answer.digit is None:
-            return {"id": None, "reason": answer.reason}
         try:
+            if answer.digit is None:
+                self.store.discard(drawing)  # it may have been a digit before
+                return {"id": None, "reason": answer.reason}
             row = self._save(drawing, answer, _grey(picture))
             if label is not None:
                 self.store.label(row, label)
@@ -154,7 +163,7 @@ class Page:
         return {"id": row, "digit": answer.digit, "score": None if label is None else self.state()["score"]}
 
     def discard(self, message: dict) -> dict:
-        """Delete the drawing with the key "drawing", if there is one. The answer is as that of `keep`, without "id"."""
+        """Delete the drawing with the key "drawing", if there is one. In the answer, "id" is None."""
         try:
             self.store.discard(_key(message.get("drawing") if isinstance(message, dict) else None))
         except ValueError as error:
@@ -166,7 +175,7 @@ class Page:
     def state(self, message: None = None) -> dict:
         """The "score" so far, see `views.score`, or the reason why nothing is being kept in "problem"."""
         try:
-            return {"problem": None, "score": views.score(*self.store.score())}
+            return {"problem": None, "score": views.score(*self.store.score()[1:])}
         except StoreError as error:
             return {"problem": str(error), "score": None}
 
@@ -300,16 +309,16 @@ class Page:
 
     def _build(self) -> gr.Blocks:
         # own threads, because waiting for a database should delay nothing else; more of them only wait for each other
-        storing = anyio.CapacityLimiter(3)
+        reading, storing = anyio.CapacityLimiter(1), anyio.CapacityLimiter(3)
         parameters = sum(one.numel() for one in self.predictor.model.parameters())
         with gr.Blocks(title="Draw a digit", analytics_enabled=False, fill_width=True,
                        delete_cache=(600, 3600)) as blocks:
             gr.Markdown(f"# Draw a digit\nA network of {parameters:,} parameters says which one it is. "
-                        "All of it happens on this machine: nothing is sent anywhere else.")
+                        "Nothing leaves the computer that serves this page.")
             with gr.Tab("Draw"):
                 gr.HTML(html_template=html.text("pad.html"), css_template=html.text("pad.css"),
                         js_on_load=html.script(self._network()), apply_default_css=False, elem_id="pad",
-                        server_functions=[_served(self.recognise), *(
+                        server_functions=[_served(self.recognise, reading), *(
                             _served(one, storing) for one in (self.keep, self.discard, self.state))])
             with gr.Tab("Upload"):
                 self._build_upload()
@@ -348,6 +357,7 @@ class Page:
         for choice in (keep, doubtful):
             choice.input(self.read_again, [choice, file, keep, doubtful], answer, api_visibility="private",
                          concurrency_limit=2)
+        outlined.change(js=NAMED)
         file.clear(lambda: (None, gr.update(value=None, visible=False), ""), None, answer, api_visibility="private",
                    show_progress="hidden")
 
@@ -400,15 +410,9 @@ class Page:
         as_idx.click(_plainly(self.idx), None, export, api_name="idx").success(js=DOWNLOAD)
 
 
-def _served(function: Callable[[Any], dict], limiter: anyio.CapacityLimiter | None = None) -> Callable:
-    """Wrap a function for pad.js, so that it runs in one of the limiter's threads.
-
-    Without a limiter it runs in the server's own thread. An answer that takes 5 ms there takes 7 ms
-    in another thread, and 9 ms under load, because Python runs only one thread at a time.
-    """
+def _served(function: Callable[[Any], dict], limiter: anyio.CapacityLimiter) -> Callable:
+    """Wrap a function for pad.js, so that it runs in one of the limiter's threads."""
     async def served(message):
-        if limiter is None:
-            return function(message)
         return await anyio.to_thread.run_sync(function, message, limiter=limiter)
 
     served.__name__ = function.__name__

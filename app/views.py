@@ -31,7 +31,7 @@ def data_url(picture: np.ndarray | bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def score(total: int, labelled: int, right: int) -> dict:
+def score(labelled: int, right: int) -> dict:
     """The number of "labelled" drawings and of the "correct" answers among them, and the "text" to show."""
     text = f"{right:,} of {labelled:,} right ({_percent(right / labelled)})" if labelled else ""
     return {"labelled": labelled, "correct": right, "text": text}

@@ -12,8 +12,9 @@ html         a page to draw on, with the network in it; any browser opens it, wi
 
 The digit detector has an export of its own: `export_detector` writes ONNX, see `DetectorProgram`.
 
-All but the last hold the whole computation of `Program`. Every file describes itself in its metadata:
-`metadata_props` in ONNX, the extra file metadata.json in pt2 and torchscript, `metadata()` in safetensors.
+All but safetensors hold the whole computation of `Program`. Every file describes itself in its metadata:
+`metadata_props` in ONNX, the extra file metadata.json in pt2 and torchscript, `metadata()` in safetensors,
+the element "about" in html.
 Every file also holds a SHA-256 of its own contents, which `check_export` compares.
 """
 
@@ -65,6 +66,11 @@ PROGRAM = {
     "input": "images: uint8 (N, 28, 28), grey levels from 0 (paper) to 255 (ink)",
     "output": "probabilities: float32 (N, 10), of the digits 0 to 9",
     "preprocessing": "inside: (images / 255 - mean) / std",
+}
+PAGE = {
+    "input": "a digit drawn on the page",
+    "output": "the digit, the probabilities of the digits 0 to 9, and a reason not to trust them, on the page",
+    "preprocessing": "inside, from strokes to (grey levels / 255 - mean) / std",
 }
 WEIGHTS = {
     "input": "float32 (N, 1, 28, 28): (grey levels / 255 - mean) / std, of grey levels from 0 (paper) to 255 (ink)",
@@ -312,7 +318,7 @@ def _metadata(model_path: str | os.PathLike[str], weights_metadata: dict[str, An
     """What one needs to know to use the export; all values are strings."""
     digest = _sha256(Path(model_path).read_bytes())
     metadata = {"model": f"{Path(model_path).name}, SHA-256 {digest}", "architecture": weights_metadata["architecture"],
-                **(WEIGHTS if format == "safetensors" else PROGRAM),
+                **{"safetensors": WEIGHTS, HTML: PAGE}.get(format, PROGRAM),
                 "mean": repr(program.mean), "std": repr(program.std), "temperature": repr(program.temperature),
                 "test_accuracy": str(weights_metadata.get("test_accuracy", "not measured"))}
     if format == INT8:

@@ -2,8 +2,10 @@
 
 import base64
 import contextlib
+import copy
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +38,7 @@ from mnist.predict import (
 )
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Playwright
 
 WEB = Path(__file__).with_name("web")
 BROWSERS = ["google-chrome", "google-chrome-stable", "chromium", "chromium-browser", "chrome"]
@@ -66,10 +68,7 @@ def html_file(network: dict[str, Any], metadata: dict[str, str], seal: str) -> s
     parts = {"seal": seal, "style": text("pad.css"), "body": text("pad.html"), "metadata": _json(metadata),
              "parameters": f"{network['parameters']:,}", "network": _json(network), "reader": text("reader.js"),
              "script": f"{text('inside.js')}\n{text('pad.js')}"}
-    result = text("file.html")
-    for name, part in parts.items():
-        result = result.replace(f"{{{{{name}}}}}", part)
-    return result
+    return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], text("file.html"))
 
 
 def text(name: str) -> str:
@@ -78,7 +77,7 @@ def text(name: str) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value).replace("</", "<\\/")  # otherwise a value could end the script that it stands in
+    return json.dumps(value).replace("<", "\\u003c")  # otherwise a value could end the script that it stands in
 
 
 def network_of(model: nn.Sequential, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -87,18 +86,18 @@ def network_of(model: nn.Sequential, metadata: dict[str, Any]) -> dict[str, Any]
     `metadata` are those of the weights file. The weights of all layers, float32, are in "values", as
     base64. Raises ValueError for a layer that the browser cannot compute as PyTorch does.
     """
+    model = copy.deepcopy(model).cpu().requires_grad_(False)
     layers: list[dict[str, Any]] = []
     values: list[Tensor] = []
-    for name, layer in model.named_children():
+    for layer in model:
         settings, weights = _described(layer)
-        layers.append({"kind": type(layer).__name__, "name": name, **settings,
+        layers.append({"kind": type(layer).__name__, **settings,
                        "lengths": {part: tensor.numel() for part, tensor in weights.items()}})
         values += weights.values()
-    data = torch.cat([tensor.detach().flatten().float() for tensor in values]).numpy().astype("<f4")
+    data = torch.cat([tensor.flatten().float() for tensor in values]).numpy().astype("<f4")
     ood = metadata.get("ood")
     return {
-        "architecture": metadata["architecture"], "parameters": sum(one.numel() for one in model.parameters()),
-        "testAccuracy": metadata.get("test_accuracy"), "mean": metadata["mean"], "std": metadata["std"],
+        "parameters": sum(one.numel() for one in model.parameters()), "mean": metadata["mean"], "std": metadata["std"],
         "temperature": metadata.get("temperature", 1.0), "minConfidence": MIN_CONFIDENCE,
         "ood": ood and {"weights": np.asarray(ood["weights"]).tolist(), "threshold": ood["threshold"]},
         "words": {"blank": BLANK, "several": SEVERAL, "wide": WIDE, "crowded": CROWDED,
@@ -124,9 +123,8 @@ def _described(layer: nn.Module) -> tuple[dict[str, int], dict[str, Tensor]]:
         case nn.BatchNorm2d() if layer.running_mean is not None and layer.running_var is not None:
             scale = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
             return {}, {"scale": scale, "shift": layer.bias.double() - scale * layer.running_mean.double()}
-        case nn.MaxPool2d() if layer.padding == 0 and layer.dilation == 1 and not layer.ceil_mode:
-            assert isinstance(layer.kernel_size, int) and isinstance(layer.stride, int), "torch keeps them as given"
-            return {"kernel": layer.kernel_size, "stride": layer.stride}, {}
+        case nn.MaxPool2d(kernel_size=int(kernel), stride=int(stride), padding=0, dilation=1, ceil_mode=False):
+            return {"kernel": kernel, "stride": stride}, {}
         case nn.AdaptiveAvgPool2d() if layer.output_size in (1, (1, 1)):
             return {}, {}
         case nn.ReLU() | nn.Flatten() | nn.Dropout() | nn.Dropout2d():
@@ -142,14 +140,18 @@ def browsing() -> Iterator["Browser"]:
     from playwright.sync_api import sync_playwright  # slow to import, and the page needs none
 
     as_root = os.name == "posix" and os.geteuid() == 0
-    with sync_playwright() as playwright:
-        found = [*map(Path, filter(None, map(shutil.which, BROWSERS))), *PLACES,
-                 Path(playwright.chromium.executable_path)]
-        path = next((path for path in found if path.exists()), None)
-        if path is None:
-            raise NoBrowser
-        with playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] * as_root) as browser:
-            yield browser
+    with sync_playwright() as playwright, playwright.chromium.launch(
+            executable_path=find_browser(playwright), args=["--no-sandbox"] * as_root) as browser:
+        yield browser
+
+
+def find_browser(playwright: "Playwright") -> Path:
+    """The Chromium or Chrome of this machine. Raises NoBrowser where it has none."""
+    found = [*map(Path, filter(None, map(shutil.which, BROWSERS))), *PLACES, Path(playwright.chromium.executable_path)]
+    path = next((path for path in found if path.exists()), None)
+    if path is None:
+        raise NoBrowser
+    return path
 
 
 def probabilities_in_browser(path: Path, images: np.ndarray) -> np.ndarray:

@@ -17,12 +17,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
 import mnist.export
 import run_model
 from mnist.evaluate import predict
 from mnist.export import FORMATS, INT8, DetectorProgram, ExportError, Report, check_export, export, load_safetensors
 from mnist.files import DETECTOR
+from mnist.html import NoBrowser, find_browser
 from mnist.networks import MNIST_CNN
 from mnist.weights import WeightsError, load_detector, load_weights, save_weights
 from mnist_utils import FILES, load_split, write_idx
@@ -73,12 +75,12 @@ def run(images):
     return (scores / temperature).softmax(1).numpy()
 """,
     "html": """
-import atexit, os, shutil
+import atexit, os
 from playwright.sync_api import sync_playwright
 playwright = sync_playwright().start()
 atexit.register(playwright.stop)
-place = shutil.which("chromium") or shutil.which("google-chrome")
-browser = playwright.chromium.launch(executable_path=place, args=["--no-sandbox"] if os.name == "posix" else [])
+browser = playwright.chromium.launch(executable_path=os.environ["BROWSER_PATH"],
+                                     args=["--no-sandbox"] if os.name == "posix" else [])
 page = browser.new_page()
 page.set_content(open(path, encoding="utf-8").read())
 metadata = json.loads(page.locator("#about").text_content())
@@ -101,6 +103,20 @@ print(json.dumps(metadata))
 """
 
 
+def browser_path() -> Path | None:
+    """The browser in which the html export runs; without one it is left out here, but not in continuous integration."""
+    try:
+        with sync_playwright() as playwright:
+            return find_browser(playwright)
+    except NoBrowser:
+        assert "CI" not in os.environ, "there is no Chromium or Chrome on this machine"
+        return None
+
+
+BROWSER_PATH = browser_path()
+HERE = [format for format in FORMATS if format != "html" or BROWSER_PATH]
+
+
 def data_set(folder: Path, train: slice, test: slice) -> Path:
     for split, part in (("train", train), ("test", test)):
         for name, array in zip(FILES[split], (IMAGES[part], LABELS[part])):
@@ -118,7 +134,7 @@ def data(tmp_path_factory) -> Path:
 def exports(tmp_path_factory) -> tuple[Path, dict[str, Report]]:
     """The committed weights in every format: the folder that they were written to, and the reports."""
     folder = tmp_path_factory.mktemp("exports")
-    return folder, {format: export(WEIGHTS, folder / format, format, ROOT / "dataset") for format in FORMATS}
+    return folder, {format: export(WEIGHTS, folder / format, format, ROOT / "dataset") for format in HERE}
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +144,14 @@ def expected() -> np.ndarray:
     return (scores / facts.get("temperature", 1.0)).softmax(1).numpy()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", HERE)
 def test_an_export_alone_gives_what_the_network_gives(format, exports, expected, tmp_path):
     folder, reports = exports
     np.save(tmp_path / "images.npy", IMAGES)
     command = [sys.executable, "-I", "-W", "ignore", "-c", PROGRAM.format(reader=READERS[format])]
     done = subprocess.run([*command, folder / format, tmp_path / "images.npy", tmp_path / "results.npz"],
-                          cwd=tmp_path, capture_output=True, text=True)
+                          cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "BROWSER_PATH": str(BROWSER_PATH)})
     assert done.returncode == 0, done.stderr
     results = list(np.load(tmp_path / "results.npz").values())
     assert [len(found) for found in results] == [1, 2, 7, 10_000]
@@ -154,12 +171,12 @@ def test_an_export_alone_gives_what_the_network_gives(format, exports, expected,
     for name in ("mean", "std", "test_accuracy"):
         assert float(metadata[name]) == facts[name]
     assert metadata["architecture"] == "MNIST_CNN" and metadata["model"].startswith("MNIST-MODEL.pth, SHA-256 ")
-    assert "uint8 (N, 28, 28)" in metadata["input"] or format == "safetensors"
+    assert "uint8 (N, 28, 28)" in metadata["input"] or format in ("safetensors", "html")
 
 
 def test_each_export_is_one_file_that_names_no_folder_of_this_machine(exports):
     folder, reports = exports
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FORMATS)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(HERE)
     for path in folder.iterdir():
         parts = [path.read_bytes()]
         assert len(parts[0]) == reports[path.name].size
@@ -186,7 +203,7 @@ def test_test_images_have_no_part_in_the_calibration(data, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-@pytest.mark.parametrize("format", [format for format in FORMATS if format != INT8])
+@pytest.mark.parametrize("format", [format for format in HERE if format != INT8])
 def test_a_temperature_divides_the_scores(format, data, tmp_path):
     torch.manual_seed(0)
     model = MNIST_CNN()
@@ -200,6 +217,19 @@ def test_a_temperature_divides_the_scores(format, data, tmp_path):
 
 def crash(*arguments):
     raise RuntimeError("first line\nsecond line")
+
+
+def test_without_a_browser_the_page_is_written_unchecked(data, tmp_path, monkeypatch, capsys):
+    def none(path, images):
+        raise NoBrowser
+
+    monkeypatch.setattr("mnist.export.probabilities_in_browser", none)
+    path = tmp_path / "page.html"
+    assert export(WEIGHTS, path, "html", data).images == 0
+    assert "DigitReader" in path.read_text("utf-8") and len(check_export(path)) == 64
+    words = ["--mode", "export", "--format", "html", "--data", str(data), "--output", str(path)]
+    assert run_model.main([*words, "--model-path", str(WEIGHTS)]) == 0
+    assert "not compared with the network, because there is no Chromium" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change, fault", [
@@ -257,7 +287,7 @@ def test_another_file_is_no_safetensors_export(content, tmp_path):
         load_safetensors(tmp_path / "missing.safetensors")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", HERE)
 def test_a_mutated_export_is_refused(format, exports, tmp_path):
     data, rng, path = (exports[0] / format).read_bytes(), random.Random(0), tmp_path / "export"
     path.write_bytes(data)

@@ -53,7 +53,7 @@ def test_the_page_in_the_playground_s_cell_reads_what_is_drawn(lab, browser: Bro
     frame.wait_for(timeout=PATIENCE)
     frame.scroll_into_view_if_needed()
     inside = frame.content_frame
-    canvas = inside.locator("#pad canvas")
+    canvas = inside.locator("#pad canvas.ink")
     canvas.scroll_into_view_if_needed(timeout=PATIENCE)
     box = canvas.bounding_box()
     points = [(box["x"] + x * box["width"], box["y"] + y * box["height"])

@@ -76,6 +76,7 @@ def test_every_network_computes_what_pytorch_computes(page, name):
     assert np.abs(np.abs(gradient) - saliency(model, IMAGES[0], 7, mean=0.13, std=0.31)).max() < 1e-4
 
 
+@pytest.mark.usefixtures("browser")  # skipped without one
 def test_sixconv_reads_all_test_images_as_in_python(tmp_path):
     """For MNIST_CNN see test_export.py."""
     report = export(ROOT / "study" / "SixConv-0.pth", tmp_path / "page.html", "html", ROOT / "dataset")
@@ -101,7 +102,7 @@ def test_drawings_are_prepared_and_read_as_in_python(page):
     """Two thousand, because one in two hundred may differ; half a minute."""
     predictor = MNISTPredictor(WEIGHTS)
     take(page, predictor.model, predictor.metadata)
-    same = right = right_in_python = alike = 0
+    same = right = right_in_python = alike = compared = 0
     for start in range(0, DRAWINGS, 100):
         drawings = [traced(image, 3) for image in IMAGES[start:start + 100]]
         for found, label in zip(page.evaluate(READ, drawings), LABELS[start:]):
@@ -109,11 +110,12 @@ def test_drawings_are_prepared_and_read_as_in_python(page):
             same += found["digit"] == expected.digit and found["reason"] == expected.reason
             right += found["digit"] == label
             right_in_python += expected.digit == label
-            alike += found["digit"] is None or np.abs(
-                np.reshape(found["picture"], (28, 28)) - expected.picture.astype(int)).max() <= 1
-    print(f"of {DRAWINGS:,} drawings {same:,} with the same answer, {alike:,} with the same picture; "
+            if found["digit"] is not None and expected.digit is not None:
+                compared += 1
+                alike += np.abs(np.reshape(found["picture"], (28, 28)) - expected.picture.astype(int)).max() <= 1
+    print(f"of {DRAWINGS:,} drawings {same:,} with the same answer, {alike:,} of {compared:,} with the same picture; "
           f"right {right:,}, in Python {right_in_python:,}")
-    assert same >= 0.995 * DRAWINGS and alike >= 0.995 * DRAWINGS
+    assert same >= 0.995 * DRAWINGS and alike >= 0.995 * compared > 0.9 * DRAWINGS
     assert right >= right_in_python
 
 
@@ -160,8 +162,11 @@ def take_raw(page: Page, network: dict) -> None:
 
 
 def test_text_in_a_network_cannot_leave_its_script():
-    network = network_of(*load_weights(WEIGHTS)) | {"architecture": "</script><script>alert(1)</script>"}
-    assert "</script><script>alert" not in html_file(network, {"model": "</script>"}, "") + script(network)
+    evil = "</script><!--<script>{{script}}alert(1)</script>"
+    network = network_of(*load_weights(WEIGHTS)) | {"words": evil}
+    whole = html_file(network, {"model": evil}, "")
+    assert evil[:12] not in whole.replace(text("file.html")[-100:], "") and "<!--<" not in whole + script(network)
+    assert whole.count("class DigitReader") == 1 and whole.count("</script>") == 2
 
 
 # the page of one file
@@ -178,14 +183,14 @@ def opened_file(browser, file) -> Iterator[Page]:
     with browser.new_context(offline=True, viewport={"width": 1280, "height": 800}) as context:
         page, faults, asked = context.new_page(), [], []
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(file.as_uri())
         context.on("request", lambda request: asked.append(request.url))
+        page.goto(file.as_uri())
         yield page
-        assert faults == [] and asked == []
+        assert faults == [] and asked == [file.as_uri()]
 
 
 def test_the_file_reads_drawings_without_a_network_or_a_server(opened_file, file):
-    assert file.stat().st_size <= 400_000
+    assert file.stat().st_size <= 200_000
     for label in range(10):
         assert draw(opened_file, traced(IMAGES[LABELS == label][1])) == label
         opened_file.keyboard.press("Escape")
@@ -210,15 +215,65 @@ def test_the_inside_of_the_network_is_shown(opened_file):
     draw(opened_file, traced(IMAGES[LABELS == 3][1]))
     assert not coloured(opened_file, ".overlay").any()
     ink = coloured(opened_file, "canvas.ink")
-    about, overlays = opened_file.locator(".about"), []
-    for number, words in ((1, "Filter 0."), (4, "Filter 0."), (5, "Number 0 of 50"), (6, "speaks for 0")):
+    about = opened_file.locator(".about")
+    for number, words, drawn in ((1, "Filter 0.", True), (4, "Filter 0.", True), (5, "Number 0 of 50", False),
+                                 (6, "speaks for 0", True)):
         stages.nth(number).locator("canvas").hover(position={"x": 9, "y": 9})
         expect(about).to_contain_text(words)
-        overlays.append(coloured(opened_file, ".overlay"))
-    assert overlays[0].any() and not overlays[2].any()
-    assert (overlays[3] & ink).sum() > 0.9 * ink.sum()  # the gradient lies on the ink
+        overlay = coloured(opened_file, ".overlay")
+        assert overlay.any() == drawn
+    assert (overlay & ink).sum() > 0.9 * ink.sum()  # the gradient lies on the ink
     opened_file.mouse.move(5, 5)
     expect(about).to_contain_text("Point at")
+
+
+def test_blue_ink_speaks_for_a_digit(opened_file):
+    """Ink times gradient, summed over blue and over orange pixels, has the sign that the colours say."""
+    draw(opened_file, traced(IMAGES[LABELS == 3][1]))
+    probabilities = opened_file.locator(".stage canvas").last
+    for label in (3, 8):
+        box = probabilities.bounding_box()
+        probabilities.hover(position={"x": 40, "y": (label + 0.5) / 10 * box["height"]})
+        expect(opened_file.locator(".about")).to_contain_text(f"speaks for {label}")
+        picture = opened_file.evaluate("Array.from(document.querySelector('.overlay').getContext('2d').getImageData("
+                                       "0, 0, document.querySelector('.overlay').width, "
+                                       "document.querySelector('.overlay').height).data)")
+        pixels = np.reshape(picture, (-1, 4))
+        blue = pixels[:, 3][pixels[:, 2] > pixels[:, 0]].sum()
+        orange = pixels[:, 3][pixels[:, 2] < pixels[:, 0]].sum()
+        assert blue > orange if label == 3 else blue > 0 < orange
+
+
+def test_the_arrow_keys_point_as_well(opened_file):
+    draw(opened_file, traced(IMAGES[LABELS == 3][1]))
+    opened_file.locator(".stages").focus()
+    about = opened_file.locator(".about")
+    opened_file.keyboard.press("ArrowDown")
+    expect(about).to_contain_text("Filter 0.")
+    opened_file.keyboard.press("ArrowDown")
+    expect(about).to_contain_text("Filter 1.")
+    for _ in range(40):
+        opened_file.keyboard.press("ArrowRight")
+    expect(about).to_contain_text("speaks for")
+    opened_file.keyboard.press("Escape")
+    expect(about).to_contain_text("Point at")
+
+
+def test_undo_never_brings_a_stroke_back_that_it_has_taken(opened_file):
+    draw(opened_file, [[(0.5, 0.2), (0.5, 0.8)]])
+    for _ in range(4):
+        opened_file.keyboard.press("Backspace")
+    assert answer(opened_file) is None
+    expect(opened_file.locator(".undo")).to_be_disabled()
+
+
+def test_a_damaged_file_says_so(browser, file, tmp_path):
+    damaged = tmp_path / "damaged.html"
+    damaged.write_text(file.read_text("utf-8").replace('"kind": "ReLU"', '"kind": "RaLU"'), "utf-8")
+    page = browser.new_page()
+    page.goto(damaged.as_uri())
+    expect(page.locator(".notice")).to_have_text("This page is damaged and cannot read digits: export it again.")
+    page.close()
 
 
 def test_a_phone_shows_the_inside_only_when_asked(browser, file):
@@ -228,6 +283,8 @@ def test_a_phone_shows_the_inside_only_when_asked(browser, file):
         expect(page.locator(".stages")).to_be_hidden()
         page.locator("summary").tap()
         expect(page.locator(".stages")).to_be_visible()
+        page.locator(".stage canvas").nth(1).tap(position={"x": 9, "y": 9})
+        expect(page.locator(".about")).to_contain_text("Filter 0.")
         assert page.evaluate("document.scrollingElement.scrollWidth") == 390
 
 

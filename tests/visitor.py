@@ -177,6 +177,10 @@ def main() -> None:
             page.locator("#statistics .summary").wait_for()
             page.wait_for_timeout(500)  # it fades in
             page.screenshot(path="figures/page-statistics.png", full_page=True)
+            show(page, "History")
+            page.locator("#history img").first.wait_for()
+            page.wait_for_timeout(500)
+            page.screenshot(path="figures/page-history.png")
         with opened(browser, site, viewport={"width": 1160, "height": 800}) as page:
             record(page, traced(images[labels == 5][1], 5), Path("figures/page.webp"))
         with opened(browser, site, **PHONE) as page:

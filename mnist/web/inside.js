@@ -4,7 +4,8 @@
 //   inside.show(answer);      // after reader.read(...), or null without a drawing
 //
 // Pointing at a map shows its filter, and on the paper where it responds. Pointing at a digit's probability shows which
-// ink raises its logit and which lowers it: the gradient, as mnist.evaluate.saliency gives it with its sign lost.
+// ink raises its logit and which lowers it: the ink times the gradient, whose absolute value mnist.evaluate.saliency gives.
+// The arrow keys point as well.
 
 const MAP = [38, 64];        // CSS pixels of a map's side, at least and at most
 const GAP = 4;               // between maps
@@ -18,12 +19,15 @@ class InsideView {
     this.stages = this.choose().map((stage, number) => this.build(stages, stage, number));
     stages.addEventListener("pointermove", (event) => this.point(event));
     stages.addEventListener("pointerdown", (event) => this.point(event));
-    stages.addEventListener("pointerleave", () => this.choosePart(null));
+    stages.addEventListener("pointerleave", (event) => {  // a finger leaves at once
+      if (event.pointerType === "mouse") this.choosePart(null);
+    });
+    stages.addEventListener("keydown", (event) => this.step(event));
     this.take(colours);
     this.layOut();
   }
 
-  // The layers worth a look: what ReLU, pooling and linear layers give; of a ReLU before pooling both.
+  // The layers worth a look: what ReLU gives, pooling behind it, and linear layers.
   choose() {
     const { layers } = this.reader, stages = [{ name: "28 × 28 pixels", layer: null, shape: [1, MNIST_SIDE, MNIST_SIDE] }];
     let before = null;         // the last convolution
@@ -31,7 +35,7 @@ class InsideView {
       if (layer.kind === "Conv2d") before = layer;
       const last = at === layers.length - 1, next = layers[at + 1];
       const [count, rows] = layer.shape;
-      if (layer.kind === "ReLU" && layer.shape.length === 3 && next?.kind !== "Flatten") {
+      if (layer.kind === "ReLU" && layer.shape.length === 3) {
         stages.push({ name: `${count} filters, ${rows} × ${rows}`, layer, shape: layer.shape, filters: before, at });
       } else if (layer.kind === "MaxPool2d" && layers[at - 1].kind === "ReLU") {
         stages.push({ name: `pooled to ${rows} × ${rows}`, layer, shape: layer.shape, filters: before, at });
@@ -51,6 +55,8 @@ class InsideView {
     const [count, height] = stage.shape;
     const figure = document.createElement("figure"), canvas = document.createElement("canvas");
     figure.className = "stage";
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", stage.name);
     figure.append(canvas, Object.assign(document.createElement("figcaption"), { textContent: stage.name }));
     parent.append(figure);
     stage.canvas = canvas;
@@ -58,7 +64,7 @@ class InsideView {
     stage.columns = Math.ceil(count / stage.rows);
     stage.most = 1e-6;                                            // the largest value so far: the scale of its colours
     stage.buffer = document.createElement("canvas");
-    [stage.buffer.width, stage.buffer.height] = [stage.shape[2] ?? 1, count * height];
+    [stage.buffer.width, stage.buffer.height] = [stage.shape[2], count * height];
     return stage;
   }
 
@@ -103,6 +109,7 @@ class InsideView {
 
   show(answer) {
     this.answer = answer;
+    if (!answer) for (const stage of this.stages) stage.most = 1e-6;
     for (const stage of this.stages) {
       if (stage.answers) this.drawAnswers(stage);
       else this.drawMaps(stage);
@@ -172,6 +179,26 @@ class InsideView {
     this.choosePart(inside ? { stage, part } : null);
   }
 
+  step(event) {                // the arrow keys, through the parts of a stage and on to the next one
+    const moves = { ArrowUp: -1, ArrowDown: 1, ArrowLeft: -(this.chosen?.stage.rows ?? 0),
+      ArrowRight: this.chosen?.stage.rows ?? 0 };
+    if (event.key === "Escape") this.choosePart(null);
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    let { stage, part } = this.chosen ?? { stage: this.stages[1], part: -moves[event.key] };
+    part += moves[event.key];
+    const number = this.stages.indexOf(stage);
+    if (part < 0) {
+      stage = this.stages[Math.max(0, number - 1)];
+      part = stage.shape[0] - 1;
+    } else if (part >= stage.shape[0]) {
+      stage = this.stages[Math.min(this.stages.length - 1, number + 1)];
+      part = 0;
+    }
+    stage.canvas.scrollIntoView({ block: "nearest", inline: "nearest" });
+    this.choosePart({ stage, part });
+  }
+
   choosePart(chosen) {
     if (chosen?.stage === this.chosen?.stage && chosen?.part === this.chosen?.part) return;
     this.chosen = chosen;
@@ -182,9 +209,11 @@ class InsideView {
   describe() {
     const { about } = this, { stage, part } = this.chosen ?? {};
     about.textContent = !stage ? this.pointing
-      : stage.answers ? `Blue ink speaks for ${part}, orange ink against it: the gradient of its logit.`
-      : stage.filters ? `Filter ${part}. The paper shows where it responds, the small ${stage.filters.channels > 1
-        ? "pictures" : "picture"} what it looks for: blue is ink, orange is paper.`
+      : stage.answers ? `Blue ink speaks for ${part}, orange ink against it: the ink times the gradient of the logit.`
+      : stage.filters?.channels === 1 ? `Filter ${part}. The paper shows where it responds, the small picture what it `
+        + "looks for: ink where it is blue, paper where it is orange."
+      : stage.filters ? `Filter ${part}. The paper shows where it responds, the small pictures what it looks for in each `
+        + "map before it: much where they are blue, little where they are orange."
       : stage.layer ? `Number ${part} of ${stage.shape[0]}, made of all maps before it.`
       : "The drawing as the network gets it: as large, as thick and as central as MNIST's digits.";
     if (stage?.filters) about.prepend(this.filterPicture(stage.filters, part));

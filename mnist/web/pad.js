@@ -7,6 +7,7 @@ const PAUSE = 700;         // ms without a stroke, after which a drawing is fini
 const REST = 2;            // times the server's last answer's duration: the wait before the next question
 const MOST_REST = 500;     // ms, the longest such wait
 const AGAIN = 4000;        // ms until a drawing that was not kept is sent again
+const DISCARDING = "Discarding…";
 const WELCOME = "The answer appears here while you draw.";
 
 const find = (name) => element.querySelector(name);
@@ -36,7 +37,7 @@ async function call(name, message) {   // where the server fails, Gradio's promi
   const reply = await server[name](message).catch(() => null);
   if (reply) return reply;
   const status = await fetch("config").then((response) => response.status, () => 0);
-  return { problem: status === 401 ? "The page needs its password again: log in in another tab, then continue here"
+  return { lost: true, problem: status === 401 ? "The page needs its password again: log in in another tab, then continue here"
     : status === 200 ? "The server could not answer: reload the page if this happens again"
     : "The server does not answer: is it still running?" };
 }
@@ -81,10 +82,11 @@ canvas.addEventListener("pointermove", (event) => {
   changed();
 });
 
-for (const end of ["pointerup", "pointercancel"]) {
+for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
   canvas.addEventListener(end, (event) => {
     if (event.pointerId !== pointer) return;
     pointer = null;
+    settle();
     rest();
   });
 }
@@ -111,7 +113,11 @@ function update() {
   if (!reader) return ask();
   show(strokes.length ? reader.readStrokes(strokes) : null);
   answered = version;
-  find(".verdict").setAttribute("aria-busy", "false");
+  settle();
+}
+
+function settle() {        // the answer is final once the pen is up
+  if (pointer === null && answered === version) find(".verdict").setAttribute("aria-busy", "false");
 }
 
 function undo() {
@@ -120,7 +126,7 @@ function undo() {
     ({ strokes, key, label } = cleared);
     changed();
   } else if (strokes.length === 1) {
-    return clear();
+    return fresh();        // not clear(): Undo once more would bring the stroke back
   } else {
     strokes.pop();
     changed();
@@ -148,6 +154,7 @@ function fresh() {         // an empty paper; the last drawing stays kept, or wa
   show(null);
   find(".kept").textContent = "";
   find(".discard").hidden = true;
+  settle();
   repaint();
 }
 
@@ -167,14 +174,14 @@ async function ask() {     // the server: one question at a time; the next one i
   while (answered !== version) {
     const now = version, asked = key, sent = performance.now();
     const answer = await call("recognise", { picture: picture() });
-    lost = Boolean(answer.problem);
+    lost = Boolean(answer.lost);
     answered = Math.max(answered, now);
     if (strokes.length && asked === key) show(answer);
     const pause = Math.min(MOST_REST, REST * (performance.now() - sent));
     await new Promise((go) => setTimeout(go, pause));
   }
   asking = false;
-  find(".verdict").setAttribute("aria-busy", "false");
+  settle();
 }
 
 function percent(share) {
@@ -215,7 +222,7 @@ function keep() {
   clearTimeout(pauseTimer);
   pauseTimer = null;
   if (!server || !strokes.length) return;
-  waiting.set(key, { drawing: key, picture: picture(), label });
+  waiting.set(key, { drawing: key, picture: picture(), label, version });
   find(".kept").textContent = "Keeping…";
   send();
 }
@@ -235,7 +242,8 @@ async function send() {    // one drawing at a time, oldest first; confirmed dra
     }
     if (waiting.get(first) === item) waiting.delete(first);
     if (reply.score) celebrate(reply.score, item.label === reply.digit && first === key);
-    if (first === key && !item.discarded) {
+    if (item.discarded && find(".kept").textContent === DISCARDING) find(".kept").textContent = "Discarded.";
+    if (first === key && item.version === version) {  // otherwise it has changed, and is kept again
       find(".kept").textContent = !reply.id ? (reply.reason ? `Not kept: ${reply.reason}.` : "")
         : item.label === null ? `Kept as no. ${reply.id}.`
         : `Kept as no. ${reply.id}, labelled ${item.label}: ${reply.digit === item.label ? "right" : "read as " + reply.digit}. `
@@ -245,9 +253,9 @@ async function send() {    // one drawing at a time, oldest first; confirmed dra
   }
   sending = false;
   tell(problem);
-  if (lost && !problem && strokes.length) {            // the server is back: ask again
-    lost = false;
-    changed();
+  if (!reader && lost && !problem && strokes.length) {  // the server is back: ask again
+    version += 1;
+    ask();
   }
   clearTimeout(again);
   if (waiting.size) again = setTimeout(send, AGAIN);
@@ -255,7 +263,7 @@ async function send() {    // one drawing at a time, oldest first; confirmed dra
 
 function tell(problem) {
   notice.hidden = !problem;
-  const count = waiting.size;
+  const count = [...waiting.values()].filter((item) => !item.discarded).length;
   notice.textContent = !problem ? "" : `${problem[0].toUpperCase()}${problem.slice(1)}.`.replace(/([.?!])\.$/, "$1")
     + (count ? ` ${count === 1 ? "One drawing is" : count + " drawings are"} not kept yet; `
       + "this page tries again while it stays open." : "");
@@ -271,10 +279,11 @@ function name(digit) {
 }
 
 function discard() {       // the drawing on the paper is not kept, or deleted where it was
-  const gone = key;
-  waiting.set(gone, { drawing: gone, discarded: true });
+  if (pointer !== null || !strokes.length) return;
+  waiting.set(key, { drawing: key, discarded: true });
   fresh();
-  find(".kept").textContent = "Discarded.";
+  canvas.focus({ preventScroll: true });             // the button is about to vanish
+  find(".kept").textContent = DISCARDING;
   send();
 }
 
@@ -322,8 +331,13 @@ canvas.addEventListener("keydown", (event) => {
 let reader = null, inside = null;
 try {
   reader = NETWORK && new DigitReader(NETWORK);
-} catch (error) {          // then the server reads
+} catch (error) {          // then the server reads, where there is one
   console.warn(error);
+}
+if (!reader && !server) {
+  notice.textContent = "This page is damaged and cannot read digits: export it again.";
+  notice.hidden = false;
+  canvas.style.pointerEvents = "none";
 }
 
 function colours() {       // as they are now, in light or in dark

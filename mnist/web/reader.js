@@ -229,7 +229,7 @@ class DigitReader {
         start += length;
       }
       const layer = new LAYERS[kind](settings, shape);
-      Object.assign(layer, { kind, name: settings.name });
+      layer.kind = kind;
       shape = layer.shape;
       return layer;
     });
