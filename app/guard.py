@@ -15,7 +15,7 @@ LOG = logging.getLogger(__name__)
 UPLOAD = f"{API_PREFIX}/upload"
 LOGIN = "/login"
 GUESS_SECONDS = 1.0  # between a wrong password and the next one that is looked at, whoever sends it
-GUESSES = 20  # logins that may wait; more are refused
+GUESSES = 10  # logins that may wait; more are refused
 
 
 class TooLarge(Exception):

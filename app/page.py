@@ -363,7 +363,9 @@ class Page:
 
     def _build_statistics(self, tab: gr.Tab) -> None:
         shown = gr.HTML(elem_id="statistics", css_template=_file("tables.css"), apply_default_css=False)
-        gr.Button("Count again").click(_plainly(self.statistics), None, shown, api_name="statistics")
+        with gr.Row():
+            again = gr.Button("Count again", scale=0, min_width=160)
+        again.click(_plainly(self.statistics), None, shown, api_name="statistics")
         tab.select(_plainly(self.statistics), None, shown, api_visibility="private")
 
     def _build_history(self, tab: gr.Tab) -> None:
@@ -466,7 +468,7 @@ def _key(text: Any) -> uuid.UUID:
 def _drawings(event: gr.EventData) -> list[int]:
     """The numbers of drawings in an event of history.js. Raises ValueError where they are none."""
     numbers = getattr(event, "ids", None)
-    if not (isinstance(numbers, list) and len(numbers) <= ROWS):
+    if not (isinstance(numbers, list) and 0 < len(numbers) <= ROWS):
         raise ValueError("the event holds no drawings")
     return [_number(number, "id") or 0 for number in numbers]
 

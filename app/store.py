@@ -5,7 +5,7 @@
     >>> store.label(row, 7)
     >>> store.statistics().accuracy    # 1.0
 
-Once `save`, `label` or `delete` has returned, the change is on the disk. While the database cannot
+Once `save`, `label`, `delete` or `discard` has returned, the change is on the disk. While the database cannot
 be reached, every method raises StoreError. Once it can be reached again, the methods work again.
 """
 
