@@ -66,12 +66,15 @@ THEME = gr.themes.Default(primary_hue="blue", font=[gr.themes.LocalFont("Source 
 STYLE = """main.app { max-width: 90rem; margin: 0 auto; }
 .show-api, .or { color: var(--body-text-color) !important; }
 @media (max-width: 24rem) { .tab-container button { padding: 0 0.4rem !important; } }"""
-# an export is downloaded once its link is there
+# an export is downloaded once its link has taken the place of the last export's
 DOWNLOAD = """async () => {
+  const known = document.body.dataset;
   for (let turn = 0; turn < 50; turn += 1) {
     await new Promise((go) => setTimeout(go, 100));
-    const links = document.querySelectorAll("#export a");
-    if (links.length) return links[0].click();
+    const link = document.querySelector("#export a");
+    if (!link || link.href === known.exported) continue;
+    known.exported = link.href;
+    return link.click();
   }
 }"""
 # for screen readers: Gradio makes the picture a button without a name
@@ -316,8 +319,8 @@ class Page:
             gr.Markdown(f"# Draw a digit\nA network of {parameters:,} parameters says which one it is. "
                         "Nothing leaves the computer that serves this page.")
             with gr.Tab("Draw"):
-                gr.HTML(html_template=html.text("pad.html"), css_template=html.text("pad.css"),
-                        js_on_load=html.script(self._network()), apply_default_css=False, elem_id="pad",
+                gr.HTML(html_template=html.text("pad.html"), css_template=html.text("palette.css", "pad.css"),
+                        js_on_load=html.script(self._network(parameters)), apply_default_css=False, elem_id="pad",
                         server_functions=[_served(self.recognise, reading), *(
                             _served(one, storing) for one in (self.keep, self.discard, self.state))])
             with gr.Tab("Upload"):
@@ -328,9 +331,9 @@ class Page:
                 self._build_history(history)
         return blocks.queue(max_size=QUEUE)
 
-    def _network(self) -> dict | None:
-        """The network for the browser, or None where that could not keep up with the pen."""
-        if sum(one.numel() for one in self.predictor.model.parameters()) > BROWSER_PARAMETERS:
+    def _network(self, parameters: int) -> dict | None:
+        """The network for the browser, or None where that could not compute it or not keep up with the pen."""
+        if parameters > BROWSER_PARAMETERS:
             return None
         try:
             return html.network_of(self.predictor.model, self.predictor.metadata)
@@ -381,8 +384,9 @@ class Page:
                 since, until = (gr.DateTime(label=f"{word} (UTC)", type="datetime", include_time=False, timezone="UTC",
                                             min_width=200, elem_classes="day") for word in ("From", "Before"))
         count = gr.Markdown(elem_id="count")
-        rows = gr.HTML([], html_template=_file("history.html"), css_template=_file("history.css"),
-                       js_on_load=_file("history.js"), apply_default_css=False, elem_id="history")
+        rows = gr.HTML([], html_template=_file("history.html"),
+                       css_template=html.text("palette.css") + _file("history.css"), js_on_load=_file("history.js"),
+                       apply_default_css=False, elem_id="history")
         with gr.Row():
             back = gr.Button("Newer", scale=0, min_width=110)
             page = gr.Number(1, label="Page", precision=0, minimum=1, scale=0, min_width=80)

@@ -176,12 +176,11 @@ def export(model_path: str | os.PathLike[str], path: str | os.PathLike[str], for
         content, found = _make(program, metadata, format, calibration, images)
     except Exception as error:  # each exporter and each runtime raises its own type
         raise ExportError(f"{path} was not written, because {format} failed: {error!r:.200}") from error
-    expected = _network_probabilities(program, images[:len(found)])
-    images, labels = images[:len(found)], labels[:len(found)]
-    digits, expected_digits = found.argmax(1), expected.argmax(1)
     if not len(found):
         write_atomically(path, content)
         return Report(len(content), metadata, 0, 0, math.nan, math.nan, math.nan)
+    expected = _network_probabilities(program, images)
+    digits, expected_digits = found.argmax(1), expected.argmax(1)
     report = Report(len(content), metadata, len(images), int((digits != expected_digits).sum()),
                     float(np.abs(found - expected).max()), float((digits == labels).mean()),
                     float((expected_digits == labels).mean()))

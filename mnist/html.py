@@ -57,7 +57,7 @@ def script(network: dict[str, Any] | None) -> str:
 
     `network` is what `network_of` returns, or None where the server reads.
     """
-    return f"const NETWORK = {_json(network)};\n{text('reader.js')}\n{text('inside.js')}\n{text('pad.js')}"
+    return f"const NETWORK = {_json(network)};\n{text('reader.js', 'inside.js', 'pad.js')}"
 
 
 def html_file(network: dict[str, Any], metadata: dict[str, str], seal: str) -> str:
@@ -65,15 +65,15 @@ def html_file(network: dict[str, Any], metadata: dict[str, str], seal: str) -> s
 
     It holds `metadata` as JSON, and `seal` once, for a checksum.
     """
-    parts = {"seal": seal, "style": text("pad.css"), "body": text("pad.html"), "metadata": _json(metadata),
-             "parameters": f"{network['parameters']:,}", "network": _json(network), "reader": text("reader.js"),
-             "script": f"{text('inside.js')}\n{text('pad.js')}"}
+    parts = {"seal": seal, "style": text("palette.css", "pad.css"), "body": text("pad.html"),
+             "metadata": _json(metadata), "parameters": f"{network['parameters']:,}", "network": _json(network),
+             "reader": text("reader.js"), "script": text("inside.js", "pad.js")}
     return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], text("file.html"))
 
 
-def text(name: str) -> str:
-    """A file in mnist/web/."""
-    return (WEB / name).read_text("utf-8")
+def text(*names: str) -> str:
+    """Files in mnist/web/, one after the other."""
+    return "\n".join((WEB / name).read_text("utf-8") for name in names)
 
 
 def _json(value: Any) -> str:

@@ -44,7 +44,7 @@ from visitor import Site, on_paper
 ROOT = Path(__file__).parents[1]
 RATE = 60  # pen movements a second: as often as a usual screen is redrawn
 SPEED = 1.5  # of the pen, in sides of the paper a second
-SIDE, BRUSH, PAUSE = 280, 20, 0.7  # pixels and seconds, as in pad.js
+SIDE, BRUSH, PAUSE = 280, 20, 0.7  # pixels and seconds, as in reader.js and pad.js
 DIGITS = 30  # different drawings
 WATCH = """
     const heard = window.heard = {strokes: [], shown: []};
@@ -83,9 +83,9 @@ def walked(strokes: list) -> list[list[tuple[float, float]]]:
     return paths
 
 
-def pictures(paths: list) -> list[str]:
-    """The drawing after each point, as pad.js sends it: base64 of a PNG file, black on a transparent background."""
-    drawing, texts = Image.new("RGBA", (SIDE, SIDE)), []
+def drawn(paths: list) -> str:
+    """The drawing as pad.js sends it: base64 of a PNG file, black on a transparent background."""
+    drawing, file = Image.new("RGBA", (SIDE, SIDE)), io.BytesIO()
     draw = ImageDraw.Draw(drawing)
     for path in paths:
         before = None
@@ -93,10 +93,9 @@ def pictures(paths: list) -> list[str]:
             draw.ellipse([*(place - BRUSH / 2), *(place + BRUSH / 2)], "black")
             if before is not None:
                 draw.line([*before, *place], "black", BRUSH)
-            file, before = io.BytesIO(), place
-            drawing.save(file, "PNG")
-            texts.append(b64encode(file.getvalue()).decode())
-    return texts
+            before = place
+    drawing.save(file, "PNG")
+    return b64encode(file.getvalue()).decode()
 
 
 # a simulated person
@@ -143,7 +142,7 @@ def crowd(address: str, count: int, seconds: float, resting: bool = True) -> dic
     """
     images, _ = load_split("test", ROOT / "dataset")
     paths = [walked(traced(image)) for image in images[:DIGITS]]
-    drawings = [(pictures(path)[-1], sum(map(len, path)) / RATE + PAUSE) for path in paths]
+    drawings = [(drawn(path), sum(map(len, path)) / RATE + PAUSE) for path in paths]
     people = [Person(address) for _ in range(count)]
     begin = time.perf_counter()
 

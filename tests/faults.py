@@ -21,7 +21,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from app.store import Store
-from benchmark_page import Person, lost, pictures, walked
+from benchmark_page import Person, drawn, lost, walked
 from handwriting import traced
 from mnist_utils import load_split
 from test_resume import kill_again_and_again
@@ -59,7 +59,7 @@ class Stubborn:
 def crowd(site: Site, people: int, seconds: float, kills: int) -> dict[str, int]:
     """Let people draw while the page is killed and started again; returns what was counted."""
     images, _ = load_split("test", ROOT / "dataset")
-    drawings = [pictures(walked(traced(image)))[-1] for image in images[:20]]
+    drawings = [drawn(walked(traced(image))) for image in images[:20]]
     everyone = [Stubborn(site.address, drawings, seed) for seed in range(people)]
     end, chance = time.monotonic() + seconds, random.Random(0)
     threads = [threading.Thread(target=person.draw, args=(end,)) for person in everyone]

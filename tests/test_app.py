@@ -35,7 +35,7 @@ from PIL import Image
 from app.page import Page
 from app.settings import is_loopback
 from app.store import Store
-from benchmark_page import Person, pictures, walked
+from benchmark_page import Person, drawn, walked
 from handwriting import traced
 from mnist.predict import MNISTPredictor
 from mnist.weights import pack
@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "figures" / "samples" / "number.jpg"
 NUMBERS = ["0316", "52948"]  # are on it
 IMAGES, LABELS = load_split("test", ROOT / "dataset")
-DRAWINGS = [pictures(walked(traced(IMAGES[LABELS == digit][1])))[-1] for digit in range(10)]
+DRAWINGS = [drawn(walked(traced(IMAGES[LABELS == digit][1]))) for digit in range(10)]
 API, JSON = "/gradio_api", {"Content-Type": "application/json"}
 SCRIPT = "<img src=x onerror=alert(1)>"
 SQL = "'; DROP TABLE predictions; --"

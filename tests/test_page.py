@@ -419,6 +419,7 @@ def test_the_exports_hold_what_the_history_shows(page, tmp_path):
     lines = list(csv.DictReader(io.StringIO(export(page, "Export these as CSV").decode("utf-8"))))
     assert [line["true_label"] for line in lines] == ["8", "1", "", "0", "2", "9"]
     assert [line["predicted_digit"] for line in lines] == ["8", "1", "3", "0", "2", "9"]
+    assert zipfile.is_zipfile(io.BytesIO(export(page, "Export all labelled ones")))  # not the first export again
     page.reload()
     show(page, "History")
     expect(rows(page)).to_have_count(6)

@@ -202,10 +202,15 @@ def test_the_file_reads_drawings_without_a_network_or_a_server(opened_file, file
     assert json.loads(opened_file.locator("#about").text_content()) == {"model": "a test"}
 
 
-def coloured(page: Page, canvas: str) -> np.ndarray:
-    """Which pixels of a canvas are opaque."""
+def pixels(page: Page, canvas: str) -> np.ndarray:
+    """The pixels of a canvas, (H, W, 4)."""
     data = page.locator(canvas).evaluate("one => one.toDataURL()").split(",")[1]
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[..., 3] > 0
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
+
+
+def coloured(page: Page, canvas: str) -> np.ndarray:
+    """Which pixels of a canvas are not transparent."""
+    return pixels(page, canvas)[..., 3] > 0
 
 
 def test_the_inside_of_the_network_is_shown(opened_file):
@@ -235,12 +240,8 @@ def test_blue_ink_speaks_for_a_digit(opened_file):
         box = probabilities.bounding_box()
         probabilities.hover(position={"x": 40, "y": (label + 0.5) / 10 * box["height"]})
         expect(opened_file.locator(".about")).to_contain_text(f"speaks for {label}")
-        picture = opened_file.evaluate("Array.from(document.querySelector('.overlay').getContext('2d').getImageData("
-                                       "0, 0, document.querySelector('.overlay').width, "
-                                       "document.querySelector('.overlay').height).data)")
-        pixels = np.reshape(picture, (-1, 4))
-        blue = pixels[:, 3][pixels[:, 2] > pixels[:, 0]].sum()
-        orange = pixels[:, 3][pixels[:, 2] < pixels[:, 0]].sum()
+        red, _, blue_band, opacity = np.moveaxis(pixels(opened_file, ".overlay").astype(int), 2, 0)
+        blue, orange = opacity[blue_band > red].sum(), opacity[blue_band < red].sum()
         assert blue > orange if label == 3 else blue > 0 < orange
 
 

@@ -62,7 +62,6 @@ class InsideView {
     stage.canvas = canvas;
     stage.rows = stage.answers || count > 1 && height === 1 ? 10 : count === 1 ? 1 : count % ROWS ? 4 : ROWS;
     stage.columns = Math.ceil(count / stage.rows);
-    stage.most = 1e-6;                                            // the largest value so far: the scale of its colours
     stage.buffer = document.createElement("canvas");
     [stage.buffer.width, stage.buffer.height] = [stage.shape[2], count * height];
     return stage;
@@ -109,7 +108,7 @@ class InsideView {
 
   show(answer) {
     this.answer = answer;
-    if (!answer) for (const stage of this.stages) stage.most = 1e-6;
+    if (!answer) for (const stage of this.stages) stage.most = 1e-6;  // the largest value so far: its colours' scale
     for (const stage of this.stages) {
       if (stage.answers) this.drawAnswers(stage);
       else this.drawMaps(stage);
@@ -238,11 +237,13 @@ class InsideView {
   // on the paper: where a map responds, or which ink speaks for a digit
 
   drawOverlay() {
-    const { overlay, chosen, answer } = this, side = overlay.clientWidth || 280;
-    const context = blank(overlay, side, side, window.devicePixelRatio || 1);
-    overlay.parentElement.classList.toggle("faint", Boolean(chosen && answer?.frame));  // so that the colours stand out
-    if (!chosen || !answer?.frame) return;
-    const { stage, part } = chosen, { left, top, scale } = answer.frame, unit = side / 280;
+    const { overlay, chosen, answer } = this, sheet = overlay.parentElement.classList;
+    const shown = Boolean(chosen && answer?.frame);
+    if (!shown && !sheet.contains("faint")) return;     // as in most frames: it is empty already
+    const side = overlay.clientWidth, context = blank(overlay, side, side, window.devicePixelRatio || 1);
+    sheet.toggle("faint", shown);                       // so that the colours stand out
+    if (!shown) return;
+    const { stage, part } = chosen, { left, top, scale } = answer.frame, unit = side / SIDE;
     const patch = (x, y, length, colour, strength) => {
       context.fillStyle = css(colour, strength);
       context.fillRect((left + x * scale) * unit, (top + y * scale) * unit, length * scale * unit, length * scale * unit);

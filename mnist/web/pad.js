@@ -363,7 +363,7 @@ for (const part of element.querySelectorAll(".with-labels")) part.hidden = !serv
 find(".score").hidden = true;
 new ResizeObserver(() => {
   repaint();
-  inside?.layOut();
+  if (details.open) inside?.layOut();
 }).observe(find(".pad"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTimeout(() => {
   repaint();
