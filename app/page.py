@@ -18,15 +18,18 @@ import socket
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from app.temporary import own_folder
 from mnist import html
+from mnist.finetune import REHEARSAL_IMAGES, FineTuning, former_weights, restore_weights
 from mnist.picture import PictureError, crop_drawing, to_mnist
 from mnist.predict import MNISTPredictor, Number, Prediction
+from mnist.recipes import FINE_TUNING
+from mnist.runs import sole_training
 from mnist.weights import WeightsError
 
 # Gradio reads both variables when it is imported. It serves every file in its upload folder, so this page needs
@@ -38,6 +41,7 @@ if "GRADIO_TEMP_DIR" not in os.environ:
 import anyio
 import gradio as gr
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from starlette.middleware import Middleware
 
@@ -49,6 +53,7 @@ from app.table import Filter
 from mnist_utils import FILES, write_idx
 
 HERE = Path(__file__).parent
+MNIST = HERE.parent / "dataset"
 DRAWING_BYTES = 200_000  # largest PNG file of a drawing; one of 280 × 280 pixels has about 5,000
 DRAWING_SIDE = 400  # pixels, at most: pad.js sends 280, and a larger drawing would keep the server busy
 UPLOAD_BYTES = 20_000_000  # largest uploaded file
@@ -85,6 +90,7 @@ NAMED = """async () => {
   }
 }"""
 ANY = "any"
+PROGRESS = gr.Progress()  # Gradio gives each call of a function with this default its own
 
 
 class Page:
@@ -112,6 +118,7 @@ class Page:
             auth=(user, password) if user and password else None, share=False, quiet=True, prevent_thread_lock=True,
             max_file_size=UPLOAD_BYTES, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
             run_history=False, state_session_capacity=SESSIONS, footer_links=["api"], theme=THEME, css=STYLE,
+            js=_file("page.js"),
             height=900, blocked_paths=[str(HERE.parent)], app_kwargs={"middleware": [Middleware(
                 Guard, most=MESSAGE_BYTES, upload=UPLOAD_BYTES + MESSAGE_BYTES, local=is_loopback(host))]})
         return address
@@ -163,7 +170,8 @@ class Page:
                 self.store.label(row, label)
         except StoreError as error:
             return {"problem": str(error)}
-        return {"id": row, "digit": answer.digit, "score": None if label is None else self.state()["score"]}
+        state = {"score": None, "network": self.predictor.digest} if label is None else self.state()
+        return {"id": row, "digit": answer.digit, "score": state["score"], "network": state["network"]}
 
     def discard(self, message: dict) -> dict:
         """Delete the drawing with the key "drawing", if there is one. In the answer, "id" is None."""
@@ -176,11 +184,25 @@ class Page:
         return {"id": None, "score": self.state()["score"]}
 
     def state(self, message: None = None) -> dict:
-        """The "score" so far, see `views.score`, or the reason why nothing is being kept in "problem"."""
+        """The "score" so far, see `views.score`, or in "problem" why nothing is being kept; and which "network" reads.
+
+        The browser asks for the network, see `network`, where this is not the one that it has.
+        """
+        state = {"problem": None, "score": None, "network": self.predictor.digest}
         try:
-            return {"problem": None, "score": views.score(*self.store.score()[1:])}
+            return state | {"score": views.score(*self.store.score()[1:])}
         except StoreError as error:
-            return {"problem": str(error), "score": None}
+            return state | {"problem": str(error)}
+
+    def network(self, message: None = None) -> dict | None:
+        """The network for the browser, or None where that could not compute it or not keep up with the pen."""
+        predictor = self.predictor
+        if sum(one.numel() for one in predictor.model.parameters()) > BROWSER_PARAMETERS:
+            return None
+        try:
+            return {"digest": predictor.digest, **html.network_of(predictor.model, predictor.metadata)}
+        except ValueError:
+            return None
 
     def _save(self, drawing: uuid.UUID, answer: Prediction, picture: Image.Image) -> int:
         return self.store.save(drawing, answer.digit, answer.confidence, answer.probabilities.tolist(),
@@ -188,10 +210,11 @@ class Page:
 
     # reading a picture
 
-    def read(self, file: str | None, keep: bool, doubtful: bool) -> tuple[dict, Image.Image | None, str]:
+    def read(self, file: str | None, keep: bool, doubtful: Sequence[int] = ()) -> tuple[dict, Image.Image | None, str]:
         """Read the numbers in a picture file.
 
-        With `keep`, the digits of trusted numbers are kept, and with `doubtful` also those of the others.
+        With `keep`, the digits of trusted numbers are kept, and those of the `doubtful` ones, which are
+        named by their places in the picture.
 
         Gives the numbers as values, the picture with an outline around each, and HTML that shows
         what the network saw of each digit. Raises gr.Error, a sentence, where the picture cannot be read.
@@ -219,18 +242,19 @@ class Page:
             notes.append(self._keep_all(numbers, doubtful, hashlib.sha256(Path(file).read_bytes()).hexdigest()))
         return {"numbers": found, "notes": notes}, views.outlined(picture, scale, numbers), views.cards(numbers, notes)
 
-    def read_again(self, chosen: bool, file: str | None, keep: bool, doubtful: bool) -> tuple:
+    def read_again(self, file: str | None, keep: bool, doubtful: list[int]) -> tuple:
         """Read a file once more where more of it is to be kept; nothing is kept twice."""
-        return self.read(file, keep, doubtful) if chosen and file is not None else (gr.skip(),) * 3
+        return self.read(file, keep, doubtful) if keep and file is not None else (gr.skip(),) * 3
 
-    def _keep_all(self, numbers: list[Number], doubtful: bool, file: str) -> str:
+    def _keep_all(self, numbers: list[Number], doubtful: Sequence[int], file: str) -> str:
         """Keep the digits as the network saw them. Returns a note: how many were kept, and why not all.
 
         A digit's key comes from `file`, the hash of the picture file, and from its box. So a file
         that is read again adds no new drawings.
         """
         digits = [one for number in numbers for one in number.digits]
-        chosen = [one for number in numbers if doubtful or number.trusted for one in number.digits]
+        chosen = [one for place, number in enumerate(numbers) if number.trusted or place in doubtful
+                  for one in number.digits]
         kept = 0
         try:
             for one in chosen:
@@ -290,23 +314,70 @@ class Page:
 
     def idx(self) -> dict:
         """Export all labelled drawings as a ZIP file of IDX files, which have the same names as those in dataset/."""
+        folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+        self._write_labelled(folder)
+        with zipfile.ZipFile(folder / "drawings.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in sum(FILES.values(), ()):
+                if (folder / name).exists():
+                    archive.write(folder / name, name)
+                    (folder / name).unlink()
+        return gr.update(value=str(folder / "drawings.zip"), visible=True)
+
+    def _write_labelled(self, folder: Path) -> None:
+        """Write all labelled drawings as IDX files. Raises ValueError where no drawing has a label."""
         parts: dict[str, list] = {"train": [], "test": []}
         for number, picture, label in self.store.labelled():  # in every export, a drawing is in the same split
             parts["train" if number % TEST_SHARE else "test"].append((to_mnist(picture), label))
         if not parts["train"]:
             parts = {"train": parts["test"], "test": []}
         if not parts["train"]:
-            raise gr.Error("no drawing has a label yet: label some on the Draw or the History tab first",
-                           print_exception=False)
-        folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
-        with zipfile.ZipFile(folder / "drawings.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for split, part in parts.items():
-                if part:
-                    for name, values in zip(FILES[split], zip(*part)):
-                        write_idx(folder / "values", np.array(values, np.uint8))
-                        archive.write(folder / "values", name)
-        (folder / "values").unlink()
-        return gr.update(value=str(folder / "drawings.zip"), visible=True)
+            raise ValueError("no drawing has a label yet: label some on the Draw or the History tab first")
+        for split, part in parts.items():
+            if part:
+                for name, values in zip(FILES[split], zip(*part)):
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    write_idx(folder / name, np.array(values, np.uint8))
+
+    # teaching
+
+    def teach(self, progress: gr.Progress = PROGRESS) -> str:
+        """Fine-tune the network on all labelled drawings, and use it. Gives HTML: the accuracy before and after.
+
+        Raises gr.Error, a sentence, where that cannot be done; then the network is unchanged.
+        """
+        recipe, path = FINE_TUNING.settings(), self.predictor.path
+        try:
+            with tempfile.TemporaryDirectory(dir=os.environ["GRADIO_TEMP_DIR"]) as folder, sole_training(path):
+                self._write_labelled(Path(folder))
+                progress(0.02, "reading the images")
+                run = FineTuning(path, folder, MNIST, seed=0, device=torch.device("cpu"))
+                for epoch in run.epochs(**recipe):
+                    progress(epoch.number / (recipe["epochs"] + 1), f"epoch {epoch.number} of {recipe['epochs']}")
+                results = run.save()
+            self.predictor = MNISTPredictor(path)
+        except (StoreError, ValueError, OSError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return views.taught(results, path.name)
+
+    def forget(self) -> str:
+        """Go back to the weights from before the last teaching. Raises gr.Error where there are none."""
+        path = self.predictor.path
+        try:
+            with sole_training(path):
+                restore_weights(path)
+            self.predictor = MNISTPredictor(path)
+        except FileNotFoundError as error:
+            raise gr.Error("there are no former weights to go back to", print_exception=False) from error
+        except (ValueError, OSError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return "<p>The former weights read again.</p>"
+
+    def lesson(self) -> tuple[dict, dict]:
+        """How the buttons of the tab Teach are now. Raises StoreError where the database fails."""
+        labelled = self.store.score()[1]
+        text = f"Teach it my {labelled:,} drawings" if labelled > 1 else "Teach it my drawings"
+        return (gr.update(value=text, interactive=labelled > 0),
+                gr.update(interactive=former_weights(self.predictor.path).exists()))
 
     # the page itself
 
@@ -320,34 +391,28 @@ class Page:
                         "Nothing leaves the computer that serves this page.")
             with gr.Tab("Draw"):
                 gr.HTML(html_template=html.text("pad.html"), css_template=html.text("palette.css", "pad.css"),
-                        js_on_load=html.script(self._network(parameters)), apply_default_css=False, elem_id="pad",
+                        js_on_load=html.script(self.network()), apply_default_css=False, elem_id="pad",
                         server_functions=[_served(self.recognise, reading), *(
-                            _served(one, storing) for one in (self.keep, self.discard, self.state))])
+                            _served(one, storing) for one in (self.keep, self.discard, self.state, self.network))])
             with gr.Tab("Upload"):
                 self._build_upload()
             with gr.Tab("Statistics") as statistics:
                 self._build_statistics(statistics)
             with gr.Tab("History") as history:
                 self._build_history(history)
+            with gr.Tab("Teach") as teaching:
+                self._build_teaching(teaching)
         return blocks.queue(max_size=QUEUE)
 
-    def _network(self, parameters: int) -> dict | None:
-        """The network for the browser, or None where that could not compute it or not keep up with the pen."""
-        if parameters > BROWSER_PARAMETERS:
-            return None
-        try:
-            return html.network_of(self.predictor.model, self.predictor.metadata)
-        except ValueError:
-            return None
-
     def _build_upload(self) -> None:
-        gr.Markdown("A photo, a scan or a drawing, with one number or several: it is read at once. Numbers in blue are "
-                    "trusted, those in orange are doubtful.")
+        gr.Markdown("A photo, a scan or a drawing, with one number or several: drop it, paste it, or take one with a "
+                    "phone's camera. It is read at once. Numbers in blue are trusted, those in orange are doubtful.")
         with gr.Row():
             with gr.Column():
                 file = gr.File(label="Picture", file_types=["image"], type="filepath", elem_id="upload")
                 keep = gr.Checkbox(True, label="Keep what was read, so that it can be labelled in the history")
-                doubtful = gr.Checkbox(False, label="Keep the digits of doubtful numbers as well")
+                doubtful = gr.CheckboxGroup([], label="Keep these doubtful ones as well", visible=False,
+                                            elem_id="doubtful")
             with gr.Column():
                 outlined = gr.Image(label="Where the numbers are", show_label=False, interactive=False, format="png",
                                     buttons=[], visible=False)
@@ -355,14 +420,30 @@ class Page:
         with gr.Accordion("As values", open=False):
             values = gr.JSON(show_label=False)
         answer = [values, outlined, seen]
-        file.upload(self.read, [file, keep, doubtful], answer, api_name="read", concurrency_limit=2).success(
-            lambda: gr.update(visible=True), None, outlined, api_visibility="private", show_progress="hidden")
+        file.upload(self.read, [file, keep], answer, api_name="read", concurrency_limit=2).success(
+            _doubtful, values, [outlined, doubtful], api_visibility="private", show_progress="hidden")
         for choice in (keep, doubtful):
-            choice.input(self.read_again, [choice, file, keep, doubtful], answer, api_visibility="private",
+            choice.input(self.read_again, [file, keep, doubtful], answer, api_visibility="private",
                          concurrency_limit=2)
         outlined.change(js=NAMED)
-        file.clear(lambda: (None, gr.update(value=None, visible=False), ""), None, answer, api_visibility="private",
-                   show_progress="hidden")
+        file.clear(lambda: (None, gr.update(value=None, visible=False), "", gr.update(value=[], visible=False)), None,
+                   [*answer, doubtful], api_visibility="private", show_progress="hidden")
+
+    def _build_teaching(self, tab: gr.Tab) -> None:
+        gr.Markdown(f"The network trains further on the drawings that have a label, mixed with {REHEARSAL_IMAGES:,} of "
+                    "MNIST's images so that it forgets nothing. That takes less than a minute. Then the page reads "
+                    f"with the new weights, which are saved in `{self.predictor.path.name}`. There is a way back.")
+        with gr.Row():
+            teach = gr.Button("Teach it my drawings", variant="primary", scale=0, min_width=260)
+            forget = gr.Button("Go back to the former weights", scale=0, min_width=260)
+        result = gr.HTML(elem_id="lesson", css_template=_file("tables.css"), apply_default_css=False, min_height=60)
+        buttons = [teach, forget]
+        lesson = _plainly(self.lesson)
+        tab.select(lesson, None, buttons, api_visibility="private", show_progress="hidden")
+        for button, action in ((teach, self.teach), (forget, self.forget)):  # one at a time
+            button.click(action, None, result, api_visibility="private", concurrency_limit=1,
+                         concurrency_id="teaching").then(lesson, None, buttons, api_visibility="private",
+                                                         show_progress="hidden")
 
     def _build_statistics(self, tab: gr.Tab) -> None:
         shown = gr.HTML(elem_id="statistics", css_template=_file("tables.css"), apply_default_css=False)
@@ -395,8 +476,6 @@ class Page:
             as_csv = gr.Button("Export these as CSV", scale=0, min_width=260)
             as_idx = gr.Button("Export all labelled ones as IDX files", scale=0, min_width=320)
         export = gr.File(label="Export", interactive=False, visible=False, elem_id="export")
-        gr.Markdown("To train the network on your handwriting, unpack the IDX export into a folder and run\n\n"
-                    "`python run_model.py --resume --data FOLDER`")
         wanted = [predicted, label, verdict, since, until, most]
         shown = [rows, count, page]
         history = _plainly(self.history)
@@ -414,6 +493,12 @@ class Page:
                 history, [*wanted, page], shown, api_visibility="private", show_progress="hidden")
         as_csv.click(_plainly(self.csv), wanted, export, api_name="csv").success(js=DOWNLOAD)
         as_idx.click(_plainly(self.idx), None, export, api_name="idx").success(js=DOWNLOAD)
+
+
+def _doubtful(values: dict) -> tuple[dict, dict]:
+    """Show the outlined picture, and the doubtful numbers of a picture to choose from."""
+    choices = [(f"{number['text']}?", place) for place, number in enumerate(values["numbers"]) if not number["trusted"]]
+    return gr.update(visible=True), gr.update(choices=choices, value=[], visible=bool(choices))
 
 
 def _served(function: Callable[[Any], dict], limiter: anyio.CapacityLimiter) -> Callable:

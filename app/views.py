@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from app.table import Damaged, Statistics
 from app.table import Prediction as Row
+from mnist.finetune import Comparison
 from mnist.picture import MAX_WORKING_SIDE, PICTURE_FORMATS, read_picture
 from mnist.predict import Number
 
@@ -101,6 +102,17 @@ def statistics(numbers: Statistics, unsure: list[Row], latest: list[Row | Damage
         _bars(f"Drawings a day (UTC), the last {DAYS} days that had any", days),
     ]) + (f"<h2>Worth a label: those without one of which the network was least sure</h2>{_gallery(unsure)}"
           if unsure else "") + f"<h2>Latest drawings</h2>{_gallery(latest)}"
+
+
+def taught(results: list[Comparison], weights: str) -> str:
+    """HTML that compares a network before and after it was taught."""
+    rows = "".join(f'<tr><th scope="row">{html.escape(one.name)} ({one.count:,})</th><td>{_percent(one.before, 2)}</td>'
+                   f"<td><strong>{_percent(one.after, 2)}</strong></td></tr>" for one in results)
+    fell = results[0].after < results[0].before
+    advice = "<p>The accuracy on the drawings fell: label more of them, or go back.</p>" if fell else ""
+    return ('<table class="taught"><caption>Read right</caption><tr><td></td><th scope="col">before</th>'
+            f'<th scope="col">after</th></tr>{rows}</table>'
+            f"<p>The page reads with the new weights now. They are saved in {html.escape(weights)}.</p>{advice}")
 
 
 def listed(row: Row | Damaged) -> dict:

@@ -43,6 +43,11 @@ class Comparison:
     after: float
 
 
+def former_weights(model_path: Path) -> Path:
+    """The file that keeps the weights from before fine-tuning."""
+    return beside(model_path, ".before.pth")
+
+
 class FineTuning:
     """Trains the weights in `model_path` on the drawings in `data`, mixed with MNIST's training images.
 
@@ -56,7 +61,7 @@ class FineTuning:
         Raises ValueError if there are no drawings, and what `load_weights` and `load_split` raise.
         """
         check_model_path(model_path)
-        self.model_path, self.previous, self.seed = model_path, beside(model_path, ".before.pth"), seed
+        self.model_path, self.previous, self.seed = model_path, former_weights(model_path), seed
         self.model, self.metadata = load_weights(model_path)
         self.scale = {"mean": self.metadata["mean"], "std": self.metadata["std"]}
         drawings, judged, name = load_drawings(data)
@@ -95,6 +100,13 @@ class FineTuning:
                 for (name, (_, labels)), *accuracies in zip(self.tests.items(), before, after)]
 
 
+def restore_weights(model_path: Path) -> None:
+    """Go back to the weights from before fine-tuning. Raises FileNotFoundError if there are none."""
+    former = former_weights(model_path)
+    write_atomically(model_path, former.read_bytes())
+    former.unlink()
+
+
 def mix(drawings: Split, mnist: Split) -> tuple[Split, int]:
     """REHEARSAL_IMAGES of MNIST's images and the drawings, each repeated to fill DRAWINGS_SHARE; and how often."""
     wanted = DRAWINGS_SHARE / (1 - DRAWINGS_SHARE) * REHEARSAL_IMAGES / len(drawings[0])
@@ -116,7 +128,7 @@ def load_drawings(folder: str | os.PathLike[str]) -> tuple[Split, Split, str]:
     """The drawings to train on, those to test on, and a name for the latter."""
     images, labels = _load_some("train", folder)
     if Path(folder, "test").is_dir():
-        return (images, labels), _load_some("test", folder), "drawings in test/, not trained on"
+        return (images, labels), _load_some("test", folder), "drawings not trained on"
     if len(images) < MIN_TO_HOLD_OUT:
         return (images, labels), (images, labels), "the drawings trained on, too few to hold some out"
     held_out = np.zeros(len(labels), bool)

@@ -57,7 +57,7 @@ def script(network: dict[str, Any] | None) -> str:
 
     `network` is what `network_of` returns, or None where the server reads.
     """
-    return f"const NETWORK = {_json(network)};\n{text('reader.js', 'inside.js', 'pad.js')}"
+    return f"const NETWORK = {_json(network)};\n{text('reader.js', 'inside.js', 'examples.js', 'pad.js')}"
 
 
 def html_file(network: dict[str, Any], metadata: dict[str, str], seal: str) -> str:
@@ -67,7 +67,7 @@ def html_file(network: dict[str, Any], metadata: dict[str, str], seal: str) -> s
     """
     parts = {"seal": seal, "style": text("palette.css", "pad.css"), "body": text("pad.html"),
              "metadata": _json(metadata), "parameters": f"{network['parameters']:,}", "network": _json(network),
-             "reader": text("reader.js"), "script": text("inside.js", "pad.js")}
+             "reader": text("reader.js"), "script": text("inside.js", "examples.js", "pad.js")}
     return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], text("file.html"))
 
 

@@ -91,14 +91,15 @@ class MNISTPredictor:
                  detector_path: str | os.PathLike[str] = DETECTOR) -> None:
         """Load the weights. For single pictures the CPU is the fastest device.
 
-        The attribute `digest` is the SHA-256 of the file. The digit detector is loaded when `read` or
-        `read_numbers` first needs it. Raises what `load_weights` raises, and WeightsError if the
+        The attributes `path` and `digest` are the file's name and its SHA-256. The digit detector is loaded
+        when `read` or `read_numbers` first needs it. Raises what `load_weights` raises, and WeightsError if the
         calibration in the file belongs to another network.
         """
         self.detector_path, self._loading = detector_path, threading.Lock()
         self._detector: DigitDetector | None = None
+        self.path = Path(model_path)
         self.model, self.metadata = load_weights(model_path)
-        self.digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
+        self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         self.model.to(device)
         if self.metadata.get("ood") is not None:
             inputs = ood_inputs(*features_and_logits(self.model, np.zeros((1, 28, 28), np.uint8), mean=0.0, std=1.0))

@@ -142,7 +142,7 @@ def is_plain(text: str) -> bool:
 def test_programs_read_pictures_with_gradio_s_client(site):
     before = stored(site)
     client = Client(site.address, verbose=False, analytics_enabled=False, download_files=site.folder)
-    values, outlined, seen = client.predict(handle_file(SAMPLE), False, False, api_name="/read")
+    values, outlined, seen = client.predict(handle_file(SAMPLE), False, api_name="/read")
     client.close()
     assert [one["text"] for one in values["numbers"]] == NUMBERS and values["numbers"][1]["trusted"]
     with Image.open(outlined) as with_outlines, Image.open(SAMPLE) as sample:

@@ -95,7 +95,7 @@ def test_another_hand_is_learned_and_mnist_is_kept_as_it_is_printed(tuned, drawi
     assert hand_after > hand_before + 0.03 and mnist_after > mnist_before - 0.003
     assert out.splitlines() == [
         "fine-tuning on 24 drawings, each 50 times an epoch, and 30,000 of MNIST's training images",
-        f"drawings in test/, not trained on: {hand_before:.2%} of 500 right before, {hand_after:.2%} after",
+        f"drawings not trained on: {hand_before:.2%} of 500 right before, {hand_after:.2%} after",
         f"MNIST's test images: {mnist_before:.2%} of 10,000 right before, {mnist_after:.2%} after",
         f"the weights: {folder / 'mine.pth'}; the former weights: {folder / 'mine.before.pth'}"]
     assert re.fullmatch(r"epoch 1 of 1: training loss .+\n", errors)

@@ -1,5 +1,6 @@
 """The page as people use it: a real server, a real browser, and digits drawn stroke by stroke."""
 
+import base64
 import contextlib
 import csv
 import io
@@ -21,6 +22,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from handwriting import traced
 from mnist.networks import MNISTNet
+from mnist.predict import MNISTPredictor
 from mnist.weights import save_weights
 from mnist_utils import FILES, load_split, read_idx
 from visitor import PHONE, Site, Strokes, answer, draw, name, on_paper, opened, serving, show
@@ -269,6 +271,68 @@ def test_clear_and_undo_wait_for_the_end_of_a_stroke(page):
     assert answer(page) == 1
 
 
+def test_examples_are_written_and_read_and_not_kept(page):
+    button, read = page.get_by_role("button", name="Show me one"), []
+    for _ in range(10):
+        button.click()
+        expect(page.locator(".kept")).to_have_text("An example: it is not kept.")
+        expect(page.locator(".verdict")).to_have_attribute("aria-busy", "true")
+        read.append(answer(page))
+        assert page.locator(".labels button").first.is_disabled()
+    assert sorted(read) == list(range(10))
+    page.wait_for_timeout(1000)  # longer than the pause after which a drawing is kept
+    assert draw(page, ONE) == 1  # on an empty paper
+    expect(page.locator(".kept")).to_contain_text("Kept as no. 1")
+
+
+def test_an_example_is_there_at_once_where_motion_is_unwelcome(browser, site):
+    with opened(browser, site, reduced_motion="reduce") as page:
+        page.get_by_role("button", name="Show me one").click()
+        assert page.locator(".digit").inner_text() == "3"
+        assert page.locator(".bars .bar").first.evaluate("one => getComputedStyle(one).transitionDuration") == "0s"
+
+
+# teaching
+
+FLAG = [[(0.39, 0.33), (0.53, 0.18), (0.52, 0.5), (0.5, 0.83)]]  # a 1, nearly a 7
+
+
+def test_the_network_learns_from_drawings_and_forgets_again(browser, output, tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes((output / "MNIST-MODEL.pth").read_bytes())
+    with serving(weights) as site, opened(browser, site) as page:
+        show(page, "Teach")
+        expect(page.get_by_role("button", name="Teach it")).to_be_disabled()
+        expect(page.get_by_role("button", name="Go back")).to_be_disabled()
+        show(page, "Draw")
+        for _ in range(6):
+            draw(page, FLAG)
+            name(page, 7)
+        before = [row.inner_text() for row in page.locator(".share").all()]
+        show(page, "Teach")
+        page.get_by_role("button", name="Teach it my 6 drawings").click()
+        expect(page.locator("#lesson")).to_contain_text("epoch 1 of 3", timeout=90_000)
+        expect(page.locator("#lesson")).to_contain_text("MNIST's test images (10,000)", timeout=90_000)
+        show(page, "Draw")
+        expect(page.locator(".words")).to_contain_text("7, ")
+        assert answer(page) == MNISTPredictor(weights).predict(_drawn(page)).digit == 7
+        assert weights.read_bytes() != (output / "MNIST-MODEL.pth").read_bytes()
+        with opened(browser, site) as other:
+            assert draw(other, FLAG) == 7
+        show(page, "Teach")
+        page.get_by_role("button", name="Go back").click()
+        expect(page.locator("#lesson")).to_contain_text("The former weights read again.")
+        show(page, "Draw")
+        expect(page.locator(".share").nth(1)).to_have_text(before[1])
+        assert [row.inner_text() for row in page.locator(".share").all()] == before
+        assert weights.read_bytes() == (output / "MNIST-MODEL.pth").read_bytes()
+
+
+def _drawn(page: Page) -> bytes:
+    """What is on the paper, as a PNG file."""
+    return page.locator("canvas.ink").screenshot()
+
+
 # pictures
 
 def upload(page: Page, path: Path) -> None:
@@ -281,7 +345,10 @@ def test_the_digits_of_a_photo_are_read_and_kept(page):
     upload(page, ROOT / "figures" / "samples" / "number.jpg")
     expect(page.locator("#seen")).to_contain_text(re.compile(r"Read: 0316\??, 52948\??\."))
     assert page.locator("#seen img").count() == 9
-    page.get_by_label("Keep the digits of doubtful numbers as well").check()
+    doubtful = page.locator("#doubtful input")
+    expect(doubtful.first).to_be_visible()
+    for box in doubtful.all():
+        box.check()
     expect(page.locator("#seen")).to_contain_text("9 kept: label them")
     show(page, "History")
     expect(page.locator("#count")).to_have_text("9 drawings; page 1 of 1")
@@ -306,6 +373,19 @@ def test_a_photo_is_not_kept_without_leave(page):
     expect(page.locator("#seen")).to_contain_text("Read: 7.")
     show(page, "History")
     expect(page.locator("#count")).to_have_text("0 drawings; page 1 of 1")
+
+
+def test_a_pasted_picture_is_read(page):
+    show(page, "Upload")
+    for sample, expected in (("seven.jpg", "Read: 7."), ("number.jpg", "52948")):
+        data = base64.b64encode((ROOT / "figures" / "samples" / sample).read_bytes()).decode()
+        page.evaluate("""([data, name]) => {
+          const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+          const clipboardData = new DataTransfer();
+          clipboardData.items.add(new File([bytes], name, { type: "image/jpeg" }));
+          document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true }));
+        }""", [data, sample])
+        expect(page.locator("#seen")).to_contain_text(expected)
 
 
 def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):
@@ -465,7 +545,7 @@ def test_all_fits_on_a_phone(phone):
         box = button.bounding_box()
         assert box["width"] >= 40 and box["height"] >= 40
     for tab, element in (("Draw", "#pad .bars"), ("Upload", "#upload"), ("Statistics", "#statistics img"),
-                         ("History", "#history img")):
+                         ("History", "#history img"), ("Teach", "#lesson")):
         show(phone, tab)
         phone.locator(element).first.wait_for()
         assert phone.evaluate("document.scrollingElement.scrollWidth") == 390
@@ -474,13 +554,13 @@ def test_all_fits_on_a_phone(phone):
         assert max(edges) <= 390
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 928, 1024, 1280, 1920])
+@pytest.mark.parametrize("width", [320, 390, 640, 768, 928, 1024, 1280, 1920])
 def test_nothing_leaves_the_window_at_any_width(browser, site, width):
     empty(site)
     with opened(browser, site, viewport={"width": width, "height": 800}) as page:
         draw(page, digit(3))
         name(page, 3)
-        for tab in ("Draw", "Upload", "Statistics", "History"):
+        for tab in ("Draw", "Upload", "Statistics", "History", "Teach"):
             show(page, tab)
             page.wait_for_load_state("networkidle")
             assert page.evaluate("document.scrollingElement.scrollWidth") <= width
@@ -511,6 +591,12 @@ def test_everything_can_be_read_in_light_and_in_the_dark(browser, site, theme):
 
 
 def test_a_keyboard_and_a_screen_reader_find_all_there_is(page):
+    page.get_by_role("tab", name="Draw").focus()
+    for key, tab in (("ArrowRight", "Upload"), ("ArrowRight", "Statistics"), ("ArrowLeft", "Upload"),
+                     ("ArrowLeft", "Draw"), ("ArrowLeft", "Teach"), ("ArrowRight", "Draw")):
+        page.keyboard.press(key)
+        expect(page.get_by_role("tab", name=tab)).to_be_focused()
+        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
     canvas = page.get_by_role("img", name="Draw one digit here")
     for _ in range(12):
         page.keyboard.press("Tab")
@@ -524,12 +610,12 @@ def test_a_keyboard_and_a_screen_reader_find_all_there_is(page):
     expect(page.get_by_role("status").filter(has_text="Kept as no. 1")).to_be_visible()
     expect(page.locator(".notice")).to_have_attribute("role", "alert")
     tree = page.context.new_cdp_session(page)
-    for tab in ("Draw", "Upload", "Statistics", "History"):
+    for tab in ("Draw", "Upload", "Statistics", "History", "Teach"):
         show(page, tab)
         page.wait_for_load_state("networkidle")
         nodes = tree.send("Accessibility.getFullAXTree")["nodes"]
         names = [node["name"]["value"] for node in nodes if not node["ignored"] and node["role"]["value"] in CONTROLS]
-        assert len(names) > 5 and "" not in names
+        assert len(names) > 6 and "" not in names
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -537,6 +623,7 @@ def test_axe_finds_nothing(browser, site, theme):
     empty(site)
     with opened(browser, site, f"?__theme={theme}", bypass_csp=True) as page:
         def check() -> None:
+            page.wait_for_function("document.getAnimations().every((one) => one.playState !== 'running')")  # fading
             found = Axe().run(page).response["violations"]
             assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
 
@@ -546,10 +633,10 @@ def test_axe_finds_nothing(browser, site, theme):
         draw(page, ONE)
         expect(page.locator(".kept")).to_contain_text("Kept as no. 2")
         check()
-        for tab, element in (("Statistics", "#statistics img"), ("History", "#history img"), ("Upload", "#upload")):
+        for tab, element in (("Statistics", "#statistics img"), ("History", "#history img"), ("Upload", "#upload"),
+                             ("Teach", "#lesson")):
             show(page, tab)
             page.locator(element).first.wait_for()
-            page.wait_for_timeout(500)  # the tab fades in
             check()
         upload(page, ROOT / "figures" / "samples" / "number.jpg")
         expect(page.locator("#seen")).to_contain_text("Read: ")

@@ -7,7 +7,9 @@ const PAUSE = 700;         // ms without a stroke, after which a drawing is fini
 const REST = 2;            // times the server's last answer's duration: the wait before the next question
 const MOST_REST = 500;     // ms, the longest such wait
 const AGAIN = 4000;        // ms until a drawing that was not kept is sent again
+const WRITING = 1100;      // ms in which an example is written
 const DISCARDING = "Discarding…";
+const FIRST_EXAMPLES = [3, 8, 2, 5, 0, 9, 4, 6, 7, 1];              // in the order in which they are shown
 const WELCOME = "The answer appears here while you draw.";
 
 const find = (name) => element.querySelector(name);
@@ -24,6 +26,8 @@ let key = newKey();
 let version = 0;           // grows with each change of the drawing
 let answered = 0, frame = 0, asking = false, lost = false, label = null, pauseTimer = null;
 let last = null;           // the last answer
+let example = 0, writing = false;                    // the number of the example on the paper; 0 without one
+let examples = 0;          // shown so far
 const waiting = new Map(); // drawings that the server has not confirmed, by key
 
 function newKey() {        // crypto.randomUUID is missing on pages without https
@@ -50,7 +54,7 @@ function repaint() {
   paintStrokes(context, strokes, width, getComputedStyle(canvas).color);
   find(".hint").hidden = strokes.length > 0;
   find(".clear").disabled = strokes.length === 0;
-  find(".undo").disabled = strokes.length === 0 ? cleared === null : label !== null;  // a label is for all strokes
+  find(".undo").disabled = strokes.length === 0 ? cleared === null : label !== null || example > 0;  // for all strokes
 }
 
 function picture() {       // base64 of a PNG file: opaque ink on a transparent background
@@ -68,7 +72,7 @@ canvas.addEventListener("pointerdown", (event) => {
   event.preventDefault();
   canvas.focus({ preventScroll: true });
   canvas.setPointerCapture(event.pointerId);
-  if (label !== null) fresh();           // the drawing has its label: this stroke begins the next
+  if (label !== null || example) fresh();            // the drawing is done: this stroke begins the next
   pointer = event.pointerId;
   clearTimeout(pauseTimer);
   strokes.push([place(event)]);
@@ -117,7 +121,7 @@ function update() {
 }
 
 function settle() {        // the answer is final once the pen is up
-  if (pointer === null && answered === version) find(".verdict").setAttribute("aria-busy", "false");
+  if (pointer === null && !writing && answered === version) find(".verdict").setAttribute("aria-busy", "false");
 }
 
 function undo() {
@@ -136,7 +140,7 @@ function undo() {
 
 function clear() {         // a drawing that is cleared before the pause is not kept
   if (pointer !== null || !strokes.length) return;
-  const before = { strokes, key, label };
+  const before = example ? null : { strokes, key, label };
   fresh();
   cleared = before;
   repaint();
@@ -147,6 +151,8 @@ function fresh() {         // an empty paper; the last drawing stays kept, or wa
   pauseTimer = null;
   strokes = [];
   cleared = null;
+  example = 0;
+  writing = false;
   key = newKey();
   version += 1;
   answered = version;
@@ -164,6 +170,45 @@ function rest() {          // the pen is up: after a pause the drawing is kept
   pauseTimer = setTimeout(keep, PAUSE);
   if (label === null) find(".kept").textContent = "Kept in a moment.";
   find(".discard").hidden = label !== null;
+}
+
+function showExample() {   // write a digit, stroke by stroke; it is not kept
+  if (pointer !== null) return;
+  if (pauseTimer !== null) keep();
+  fresh();
+  example = examples += 1;
+  writing = true;
+  const own = example, lines = EXAMPLES[FIRST_EXAMPLES[(own - 1) % 10]].map(smooth), count = lines.flat().length;
+  const start = performance.now(), atOnce = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const write = () => {
+    if (example !== own || pointer !== null) return;
+    let left = Math.ceil(count * (atOnce ? 1 : Math.min(1, (performance.now() - start) / WRITING + 0.02)));
+    writing = left < count;
+    strokes = [];
+    for (const line of lines) {
+      if (left > 0) strokes.push(line.slice(0, left));
+      left -= line.length;
+    }
+    changed();
+    if (server) find(".kept").textContent = "An example: it is not kept.";
+    if (writing) requestAnimationFrame(write);
+    else settle();
+  };
+  write();
+}
+
+// another network: the page's was trained further
+
+let renewing = false;
+
+async function renew(digest) {
+  if (!reader || renewing || !digest || digest === reader.network.digest) return;
+  renewing = true;
+  const network = await call("network", null);
+  renewing = false;
+  if (!network.values) return;
+  reader.renew(network);
+  if (strokes.length) changed();
 }
 
 // answers
@@ -204,7 +249,7 @@ function show(answer) {
     row.querySelector(".bar").style.transform = `scaleX(${share})`;
     row.querySelector(".share").textContent = digit === null ? "" : percent(share);
   });
-  labels.disabled = digit === null;
+  labels.disabled = digit === null || example > 0;
   press();
   if (details.open) inside?.show(answer);
   canvas.dataset.answered = String(digit ?? "");   // read by the tests and the benchmark
@@ -221,7 +266,7 @@ function press() {         // show which label was chosen
 function keep() {
   clearTimeout(pauseTimer);
   pauseTimer = null;
-  if (!server || !strokes.length) return;
+  if (!server || !strokes.length || example) return;
   waiting.set(key, { drawing: key, picture: picture(), label, version });
   find(".kept").textContent = "Keeping…";
   send();
@@ -241,6 +286,7 @@ async function send() {    // one drawing at a time, oldest first; confirmed dra
       break;
     }
     if (waiting.get(first) === item) waiting.delete(first);
+    renew(reply.network);
     if (reply.score) celebrate(reply.score, item.label === reply.digit && first === key);
     if (item.discarded && find(".kept").textContent === DISCARDING) find(".kept").textContent = "Discarded.";
     if (first === key && item.version === version) {  // otherwise it has changed, and is kept again
@@ -318,6 +364,7 @@ for (let digit = 0; digit < 10; digit += 1) {
 find(".undo").addEventListener("click", undo);
 find(".clear").addEventListener("click", clear);
 find(".discard").addEventListener("click", discard);
+find(".example").addEventListener("click", showExample);
 canvas.addEventListener("keydown", (event) => {
   if (event.altKey || event.metaKey && event.key !== "z") return;
   const action = event.key === "Backspace" || (event.ctrlKey || event.metaKey) && event.key === "z" ? undo
@@ -371,9 +418,12 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setT
 }));
 show(null);
 repaint();
-if (server) {
+function greet() {
   call("state", null).then((state) => {
+    renew(state.network);
     tell(state.problem);
     if (state.score) celebrate(state.score, false);
   });
 }
+
+if (server) new IntersectionObserver(([seen]) => seen.isIntersecting && greet()).observe(find(".pad"));  // on each visit

@@ -215,12 +215,15 @@ function size(shape) {
   return shape.reduce((product, side) => product * side, 1);
 }
 
+function floats(base64) {
+  return new Float32Array(Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)).buffer);
+}
+
 class DigitReader {
   // Throws an Error, a sentence, for a network with a layer that is not known here.
   constructor(network) {
     this.network = network;
-    const bytes = Uint8Array.from(atob(network.values), (character) => character.charCodeAt(0));
-    const values = new Float32Array(bytes.buffer);
+    const values = this.values = floats(network.values);
     let shape = [1, MNIST_SIDE, MNIST_SIDE], start = 0;
     this.layers = network.layers.map(({ kind, lengths, ...settings }) => {
       if (!LAYERS[kind]) throw new Error(`this page cannot compute a layer of the kind ${kind}`);
@@ -235,6 +238,12 @@ class DigitReader {
     });
     if (start !== values.length) throw new Error("the network in this page is incomplete");
     this.input = new Float32Array(MNIST_SIDE * MNIST_SIDE);
+  }
+
+  // Take other weights for the same layers.
+  renew(network) {
+    this.values.set(floats(network.values));  // the layers' weights are parts of it
+    this.network = network;
   }
 
   logits(picture) {
