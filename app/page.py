@@ -70,7 +70,10 @@ THEME = gr.themes.Default(primary_hue="blue", font=[gr.themes.LocalFont("Source 
 # as wide as reads well; and all tabs in sight: in a narrow window Gradio hides some in a menu
 STYLE = """main.app { max-width: 90rem; margin: 0 auto; }
 .show-api, .or { color: var(--body-text-color) !important; }
-@media (max-width: 24rem) { .tab-container button { padding: 0 0.4rem !important; } }"""
+@media (max-width: 30rem) {
+  main.app { padding-left: 0.75rem !important; padding-right: 0.75rem !important; }
+  .tab-container button { padding: 0 0.4rem !important; font-size: clamp(0.8rem, 4vw, 1rem) !important; }
+}"""
 # an export is downloaded once its link has taken the place of the last export's
 DOWNLOAD = """async () => {
   const known = document.body.dataset;
