@@ -230,6 +230,7 @@ def train_detector(options: argparse.Namespace) -> None:
     with sole_training(options.detector):
         with ProgressBars(epochs) as bars:
             bars.follow(training.epochs(resume=options.resume, epochs=epochs, batch_bar=bars.batches))
+            training.calibrate(bars.batches)
         training.save()
     print(f"the digit detector: {training.path}")
 

@@ -103,7 +103,8 @@ def serve(options: argparse.Namespace) -> tuple["Page", str]:
     from app.page import Page
 
     if not is_loopback(options.host):
-        print(f"python -m app: {options.host} lets other machines in, which may see, label and delete drawings"
+        print(f"python -m app: {options.host} lets other machines in, which may see, label and delete drawings, and "
+              "teach the network"
               + ("" if user else ": set APP_USER and APP_PASSWORD"), file=sys.stderr)
     page = Page(predictor, store)
     address = page.start(options.host, options.port, user, password)

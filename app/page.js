@@ -3,6 +3,7 @@
 () => {
   document.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     const tab = event.target.closest?.("[role=tab]");
     if (!step || !tab) return;
     const tabs = [...tab.closest("[role=tablist]").querySelectorAll("[role=tab]")];
@@ -27,7 +28,11 @@
       return true;
     };
     if (put()) return;
-    upload.querySelector("button[aria-label='Clear'], button[title='Clear']")?.click();  // the last picture
-    setTimeout(put, 200);
+    upload.querySelector(".icon-button-wrapper button, button.icon-button")?.click();  // clears the last picture
+    let turns = 0;
+    const again = setInterval(() => {
+      turns += 1;
+      if (put() || turns === 50) clearInterval(again);
+    }, 100);
   });
 }

@@ -8,6 +8,7 @@ Gradio serves the page with all the files that it needs: the browser contacts no
 """
 
 import base64
+import contextlib
 import functools
 import hashlib
 import io
@@ -17,15 +18,14 @@ import shutil
 import socket
 import tempfile
 import uuid
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from app.temporary import own_folder
 from mnist import html
-from mnist.finetune import REHEARSAL_IMAGES, FineTuning, former_weights, restore_weights
+from mnist.finetune import REHEARSAL_IMAGES, FineTuning, can_go_back, restore_weights
 from mnist.picture import PictureError, crop_drawing, to_mnist
 from mnist.predict import MNISTPredictor, Number, Prediction
 from mnist.recipes import FINE_TUNING
@@ -161,14 +161,15 @@ class Page:
             drawing, label = _key(message.get("drawing")), message.get("label")
             if label is not None and not (type(label) is int and label in range(10)):  # True would pass as 1
                 raise ValueError("the label is no digit")
-            answer = self.predictor.predict(crop_drawing(picture), "dark")
+            predictor = self.predictor  # another thread may replace it
+            answer = predictor.predict(crop_drawing(picture), "dark")
         except ValueError as error:
             return {"id": None, "reason": str(error)}
         try:
             if answer.digit is None:
                 self.store.discard(drawing)  # it may have been a digit before
                 return {"id": None, "reason": answer.reason}
-            row = self._save(drawing, answer, _grey(picture))
+            row = self._save(drawing, answer, _grey(picture), predictor.digest)
             if label is not None:
                 self.store.label(row, label)
         except StoreError as error:
@@ -207,21 +208,21 @@ class Page:
         except ValueError:
             return None
 
-    def _save(self, drawing: uuid.UUID, answer: Prediction, picture: Image.Image) -> int:
+    def _save(self, drawing: uuid.UUID, answer: Prediction, picture: Image.Image, digest: str) -> int:
         return self.store.save(drawing, answer.digit, answer.confidence, answer.probabilities.tolist(),
-                               views.png(picture), self.predictor.digest)
+                               views.png(picture), digest)
 
     # reading a picture
 
-    def read(self, file: str | None, keep: bool, doubtful: Sequence[int] = ()) -> tuple[dict, Image.Image | None, str]:
-        """Read the numbers in a picture file.
-
-        With `keep`, the digits of trusted numbers are kept, and those of the `doubtful` ones, which are
-        named by their places in the picture.
+    def read(self, file: str | None, keep: bool) -> tuple[dict, Image.Image | None, str]:
+        """Read the numbers in a picture file. With `keep`, the digits of trusted numbers are kept.
 
         Gives the numbers as values, the picture with an outline around each, and HTML that shows
         what the network saw of each digit. Raises gr.Error, a sentence, where the picture cannot be read.
         """
+        return self._read(file, keep)
+
+    def _read(self, file: str | None, keep: bool, doubtful: Sequence[int] = (), again: bool = False) -> tuple:
         if file is None:
             raise gr.Error("choose a picture first", print_exception=False)
         try:
@@ -242,18 +243,19 @@ class Page:
                   "digits": [{"digit": one.digit, "confidence": round(one.confidence, 4), "trusted": one.trusted,
                               "reason": one.reason, "box": one.box} for one in number.digits]} for number in numbers]
         if keep and numbers:
-            notes.append(self._keep_all(numbers, doubtful, hashlib.sha256(Path(file).read_bytes()).hexdigest()))
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            notes.append(self._keep_all(numbers, doubtful, digest, again))
         return {"numbers": found, "notes": notes}, views.outlined(picture, scale, numbers), views.cards(numbers, notes)
 
     def read_again(self, file: str | None, keep: bool, doubtful: list[int]) -> tuple:
-        """Read a file once more where more of it is to be kept; nothing is kept twice."""
-        return self.read(file, keep, doubtful) if keep and file is not None else (gr.skip(),) * 3
+        """Keep the ticked numbers of a file that was read before, and no other doubtful ones."""
+        return self._read(file, keep, doubtful, again=True) if keep and file is not None else (gr.skip(),) * 3
 
-    def _keep_all(self, numbers: list[Number], doubtful: Sequence[int], file: str) -> str:
+    def _keep_all(self, numbers: list[Number], doubtful: Sequence[int], file: str, again: bool) -> str:
         """Keep the digits as the network saw them. Returns a note: how many were kept, and why not all.
 
         A digit's key comes from `file`, the hash of the picture file, and from its box. So a file
-        that is read again adds no new drawings.
+        that is read again adds no new drawings; and then the digits that are not kept are deleted.
         """
         digits = [one for number in numbers for one in number.digits]
         chosen = [one for place, number in enumerate(numbers) if number.trusted or place in doubtful
@@ -261,8 +263,11 @@ class Page:
         kept = 0
         try:
             for one in chosen:
-                self._save(uuid.uuid5(uuid.NAMESPACE_OID, f"{file} {one.box}"), one, Image.fromarray(one.picture))
+                self._save(_key_of(file, one), one, Image.fromarray(one.picture), self.predictor.detector_digest)
                 kept += 1
+            for one in digits if again else ():
+                if one not in chosen:  # its tick was taken away
+                    self.store.discard(_key_of(file, one))
         except StoreError as error:
             return f"{kept} of {len(chosen)} kept: {error}"
         left = f", {len(digits) - kept} of doubtful numbers not kept" if len(digits) > kept else ""
@@ -317,20 +322,19 @@ class Page:
 
     def idx(self) -> dict:
         """Export all labelled drawings as a ZIP file of IDX files, which have the same names as those in dataset/."""
-        folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
-        self._write_labelled(folder)
-        with zipfile.ZipFile(folder / "drawings.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in sum(FILES.values(), ()):
-                if (folder / name).exists():
-                    archive.write(folder / name, name)
-                    (folder / name).unlink()
-        return gr.update(value=str(folder / "drawings.zip"), visible=True)
+        with tempfile.TemporaryDirectory(dir=os.environ["GRADIO_TEMP_DIR"]) as folder:
+            self._write_labelled(Path(folder), test=True)
+            archive = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]), "drawings")
+            return gr.update(value=shutil.make_archive(str(archive), "zip", folder), visible=True)
 
-    def _write_labelled(self, folder: Path) -> None:
-        """Write all labelled drawings as IDX files. Raises ValueError where no drawing has a label."""
+    def _write_labelled(self, folder: Path, test: bool) -> None:
+        """Write all labelled drawings as IDX files; with `test`, one in TEST_SHARE as test images.
+
+        Raises ValueError where no drawing has a label.
+        """
         parts: dict[str, list] = {"train": [], "test": []}
         for number, picture, label in self.store.labelled():  # in every export, a drawing is in the same split
-            parts["train" if number % TEST_SHARE else "test"].append((to_mnist(picture), label))
+            parts["train" if number % TEST_SHARE or not test else "test"].append((to_mnist(picture), label))
         if not parts["train"]:
             parts = {"train": parts["test"], "test": []}
         if not parts["train"]:
@@ -349,38 +353,31 @@ class Page:
         Raises gr.Error, a sentence, where that cannot be done; then the network is unchanged.
         """
         recipe, path = FINE_TUNING.settings(), self.predictor.path
-        try:
-            with tempfile.TemporaryDirectory(dir=os.environ["GRADIO_TEMP_DIR"]) as folder, sole_training(path):
-                self._write_labelled(Path(folder))
-                progress(0.02, "reading the images")
-                run = FineTuning(path, folder, MNIST, seed=0, device=torch.device("cpu"))
-                for epoch in run.epochs(**recipe):
-                    progress(epoch.number / (recipe["epochs"] + 1), f"epoch {epoch.number} of {recipe['epochs']}")
-                results = run.save()
+        with _told(path), sole_training(path), tempfile.TemporaryDirectory(
+                dir=os.environ["GRADIO_TEMP_DIR"]) as folder:
+            self._write_labelled(Path(folder), test=False)
+            progress(0.02, "reading the images")
+            run = FineTuning(path, folder, MNIST, seed=0, device=torch.device("cpu"))
+            for epoch in run.epochs(**recipe):
+                progress(epoch.number / (recipe["epochs"] + 1), f"epoch {epoch.number} of {recipe['epochs']}")
+            results = run.save()
             self.predictor = MNISTPredictor(path)
-        except (StoreError, ValueError, OSError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
         return views.taught(results, path.name)
 
-    def forget(self) -> str:
+    def go_back(self) -> str:
         """Go back to the weights from before the last teaching. Raises gr.Error where there are none."""
         path = self.predictor.path
-        try:
-            with sole_training(path):
-                restore_weights(path)
+        with _told(path), sole_training(path):
+            restore_weights(path)
             self.predictor = MNISTPredictor(path)
-        except FileNotFoundError as error:
-            raise gr.Error("there are no former weights to go back to", print_exception=False) from error
-        except (ValueError, OSError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return "<p>The former weights read again.</p>"
+        return "<p>The page reads with the former weights again.</p>"
 
-    def lesson(self) -> tuple[dict, dict]:
-        """How the buttons of the tab Teach are now. Raises StoreError where the database fails."""
+    def teaching_buttons(self) -> tuple[dict, dict]:
+        """How the two buttons of the tab Teach are now. Raises StoreError where the database fails."""
         labelled = self.store.score()[1]
         text = f"Teach it my {labelled:,} drawings" if labelled > 1 else "Teach it my drawings"
         return (gr.update(value=text, interactive=labelled > 0),
-                gr.update(interactive=former_weights(self.predictor.path).exists()))
+                gr.update(interactive=can_go_back(self.predictor.path)))
 
     # the page itself
 
@@ -427,7 +424,7 @@ class Page:
             _doubtful, values, [outlined, doubtful], api_visibility="private", show_progress="hidden")
         for choice in (keep, doubtful):
             choice.input(self.read_again, [file, keep, doubtful], answer, api_visibility="private",
-                         concurrency_limit=2)
+                         concurrency_limit=2, trigger_mode="always_last")
         outlined.change(js=NAMED)
         file.clear(lambda: (None, gr.update(value=None, visible=False), "", gr.update(value=[], visible=False)), None,
                    [*answer, doubtful], api_visibility="private", show_progress="hidden")
@@ -438,14 +435,14 @@ class Page:
                     f"with the new weights, which are saved in `{self.predictor.path.name}`. There is a way back.")
         with gr.Row():
             teach = gr.Button("Teach it my drawings", variant="primary", scale=0, min_width=260)
-            forget = gr.Button("Go back to the former weights", scale=0, min_width=260)
+            back = gr.Button("Go back to the former weights", scale=0, min_width=260)
         result = gr.HTML(elem_id="lesson", css_template=_file("tables.css"), apply_default_css=False, min_height=60)
-        buttons = [teach, forget]
-        lesson = _plainly(self.lesson)
-        tab.select(lesson, None, buttons, api_visibility="private", show_progress="hidden")
-        for button, action in ((teach, self.teach), (forget, self.forget)):  # one at a time
+        buttons = [teach, back]
+        update = _plainly(self.teaching_buttons)
+        tab.select(update, None, buttons, api_visibility="private", show_progress="hidden")
+        for button, action in ((teach, self.teach), (back, self.go_back)):  # one at a time
             button.click(action, None, result, api_visibility="private", concurrency_limit=1,
-                         concurrency_id="teaching").then(lesson, None, buttons, api_visibility="private",
+                         concurrency_id="teaching").then(update, None, buttons, api_visibility="private",
                                                          show_progress="hidden")
 
     def _build_statistics(self, tab: gr.Tab) -> None:
@@ -502,6 +499,25 @@ def _doubtful(values: dict) -> tuple[dict, dict]:
     """Show the outlined picture, and the doubtful numbers of a picture to choose from."""
     choices = [(f"{number['text']}?", place) for place, number in enumerate(values["numbers"]) if not number["trusted"]]
     return gr.update(visible=True), gr.update(choices=choices, value=[], visible=bool(choices))
+
+
+@contextlib.contextmanager
+def _told(weights: Path) -> Iterator[None]:
+    """Raise what goes wrong while weights are trained or replaced as gr.Error: a sentence without paths."""
+    try:
+        yield
+    except OSError as error:
+        raise gr.Error(f"the weights or MNIST's images cannot be read or written: {error.strerror}",
+                       print_exception=False) from error
+    except MemoryError as error:
+        raise gr.Error("this machine has not enough memory for that now", print_exception=False) from error
+    except (StoreError, ValueError, ArithmeticError) as error:
+        raise gr.Error(str(error).replace(str(weights), weights.name), print_exception=False) from error
+
+
+def _key_of(file: str, digit: Prediction) -> uuid.UUID:
+    """The key of a digit in an uploaded file, whose hash is `file`."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{file} {digit.box}")
 
 
 def _served(function: Callable[[Any], dict], limiter: anyio.CapacityLimiter) -> Callable:

@@ -2,12 +2,12 @@
 
     found = find_digits(detector, grey)
     for digit in found.digits:
-        print(digit.logits.argmax(), digit.box)
+        print(digit.digit, digit.there, digit.box)
 
 The detector sees the picture at several sizes, because it knows digits of 20 to 44 pixels. At each
 size it marks where a digit's centre is, and each pixel of ink votes for the centre of its own digit.
 The votes separate digits that touch. Then each digit is cropped, and the detector's reader says which
-one it is, or that it is none.
+one it is, or that it is none. Two logistic regressions turn all that into probabilities.
 """
 
 from dataclasses import dataclass
@@ -17,21 +17,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from scipy.special import expit, softmax
 from torch import Tensor
 
 from mnist.networks import CELL, LARGEST, NONE, REFERENCE, DigitDetector, local_contrast
 from mnist.numbers import FloatBox
 from mnist.picture import MAX_WORKING_SIDE, MIN_WORKING_SIDE, crop
 
-STEP = 1.6  # between the sizes at which the picture is seen; less than LARGEST / SMALLEST, so that no digit is missed
+STEP = 1.35  # between the sizes at which the picture is seen; less than LARGEST / SMALLEST, so that no digit is missed
 ENLARGED = 1.5  # a picture is enlarged at most so much, or to MIN_WORKING_SIDE
 MARGIN = 16  # pixels around the picture, so that digits at its edge have a background
-MIN_SCORE = 0.1  # of what is returned at all
-CERTAIN_SCORE = 0.3  # of a digit whose ink is no other writing
+MIN_SCORE = 0.1  # of a centre
+PRESENT = 0.5  # how probable a digit is that counts as read
 MAX_CANDIDATES = 1500  # the strongest ones; a page of print has more
 SAME_OVERLAP, SAME_INSIDE = 0.45, 0.75  # two boxes are one digit above either: intersection over union, over smaller
 CROP, CROPPED = 32, 1.3  # pixels of a crop's side, and how much larger than the digit it is
 OWN = 0.35  # of a digit's side: ink that votes for a place so far from its centre is hardly its own
+EXPLAINED = 0.3  # of a digit's side: ink that votes for a place so near its centre belongs to it
+PART = 0.4  # of a digit's side: smaller strokes within it are its own
 SHARPER = 3  # a digit's strokes are cut out at three times the size at which the detector saw it
 
 
@@ -39,17 +42,24 @@ SHARPER = 3  # a digit's strokes are cut out at three times the size at which th
 class FoundDigit:
     """A digit that the detector has found."""
 
-    score: float  # 0 to 1: how sure it is that there is a digit's centre
-    logits: np.ndarray  # (11,) of the digits 0 to 9 and of none; their mean where it was seen at several sizes
+    there: float  # 0 to 1: the probability that there is a digit
+    right: float  # 0 to 1: the probability that there is one, and that it is the likeliest
+    probabilities: np.ndarray  # (10,) of each digit, if there is one
+    evidence: np.ndarray  # (3,): what these probabilities come from, see `evidence`
     box: FloatBox  # in pixels of the picture
     strokes: np.ndarray  # (h, w) bool: its own strokes, without those of its neighbours
+
+    @property
+    def digit(self) -> int:
+        """The likeliest digit."""
+        return int(self.probabilities.argmax())
 
 
 @dataclass(frozen=True)
 class Found:
     """What the detector has found in a picture."""
 
-    digits: list[FoundDigit]  # by score; also doubtful ones
+    digits: list[FoundDigit]  # also those that are there with a probability below PRESENT
     writing: list[FloatBox]  # other pen strokes: words, signs, and digits that were not recognised
 
 
@@ -120,17 +130,36 @@ def find_digits(detector: DigitDetector, grey: np.ndarray) -> Found:
     candidates = sorted((one for number, view in enumerate(seen) for one in _peaks(view, number)), reverse=True,
                         key=lambda one: one.score)[:MAX_CANDIDATES]
     kept = _without_duplicates(candidates)
-    everything = [one for digit, twins in kept for one in (digit, *twins)]
-    logits = iter(_read(detector, seen, everything))
-    digits, read = [], []
-    for one, twins in kept:
-        mean = np.mean([next(logits) for _ in (one, *twins)], 0)
-        if one.score > CERTAIN_SCORE and mean.argmax() != NONE:
-            read.append(one)
-        strokes = _own_strokes(seen[one.view], one, [other for other, _ in kept])
+    logits = iter(_read(detector, seen, [one for digit, twins in kept for one in (digit, *twins)]))
+    means = np.array([np.mean([next(logits) for _ in (one, *twins)], 0) for one, twins in kept]).reshape(-1, NONE + 1)
+    known = evidence(np.array([one.score for one, _ in kept]), means)
+    there, right = probability(known[:, :2], detector.there), probability(known, detector.right)
+    right = np.minimum(right, there)
+    read = [one for (one, _), chance in zip(kept, there) if chance > PRESENT]
+    digits = []
+    for number, (one, _) in enumerate(kept):
+        strokes = _own_strokes(seen[one.view], one, read)
         if strokes.any():
-            digits.append(FoundDigit(one.score, mean, one.box, crop(strokes)))
+            digits.append(FoundDigit(float(there[number]), float(right[number]), softmax(means[number, :NONE]),
+                                     known[number], one.box, crop(strokes)))
     return Found(digits, _other_writing(seen, read))
+
+
+def evidence(scores: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """What speaks for digits with these scores (K,) and these logits (K, 11) of the reader: (K, 3).
+
+    The logit of the score; how far the likeliest digit is above none; and how far above the second.
+    """
+    scores = scores.clip(1e-4, 1 - 1e-4)
+    second, first = np.sort(logits[:, :NONE], 1)[:, -2:].T
+    return np.stack([np.log(scores / (1 - scores)), (first - logits[:, NONE]).clip(-12, 12),
+                     (first - second).clip(0, 8)], 1)
+
+
+def probability(known: np.ndarray, regression: Tensor) -> np.ndarray:
+    """The probabilities (K,) that a logistic regression gives to evidence (K, F), from its F factors and constant."""
+    *factors, constant = regression.double().tolist()
+    return expit(known @ np.array(factors) + constant)
 
 
 class _Candidate(NamedTuple):
@@ -230,15 +259,28 @@ def _own_strokes(view: View, one: _Candidate, others: list[_Candidate]) -> np.nd
 
 
 def _other_writing(seen: list[View], digits: list[_Candidate]) -> list[FloatBox]:
-    """Boxes of the strokes that belong to none of these digits, in the view in which most of them were found."""
+    """Boxes of the strokes that vote for none of these digits, in the view in which most of them were found."""
     if not digits:
         return []
     view = seen[int(np.median([one.view for one in digits]))]
     across, down = view.scale
-    ink = view.layers[0, 1].cpu().numpy() > 0.5
+    _, ink, *votes = view.layers[0].cpu().numpy()
+    ink = ink > 0.5
     for one in digits:
-        ink[_part(view, one.box, 0.1 * one.side * max(view.scale))] = False
+        side = one.side * max(view.scale)
+        part = _part(view, one.box, side / 2)
+        x, y = one.middle[0] * across + MARGIN, one.middle[1] * down + MARGIN
+        away = np.hypot(votes[0][part] - x, votes[1][part] - y)
+        ink[part] &= away > EXPLAINED * side
     parts, _ = ndimage.label(ink, np.ones((3, 3)))
-    return [((columns.start - MARGIN) / across, (rows.start - MARGIN) / down,
-             (columns.stop - MARGIN) / across, (rows.stop - MARGIN) / down)
-            for rows, columns in ndimage.find_objects(parts)]
+    boxes = [((columns.start - MARGIN) / across, (rows.start - MARGIN) / down,
+              (columns.stop - MARGIN) / across, (rows.stop - MARGIN) / down)
+             for rows, columns in ndimage.find_objects(parts)]
+    return [box for box in boxes if not any(_is_part(box, one) for one in digits)]
+
+
+def _is_part(box: FloatBox, digit: _Candidate) -> bool:
+    """Whether this is a small part of a digit, whose votes went astray."""
+    left, top, right, bottom = digit.box
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return left < x < right and top < y < bottom and max(box[2] - box[0], box[3] - box[1]) < PART * digit.side

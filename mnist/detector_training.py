@@ -3,6 +3,7 @@
     training = DetectorTraining("dataset", Path("mnist/detector.pth"), seed=0)
     for epoch in training.epochs(resume=False):
         print(epoch.number, epoch.val_accuracy)
+    training.calibrate()
     training.save()
 
 The digits are MNIST's training images without those held out for validation. The scenes for
@@ -26,12 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
-from mnist.detect import crops, find_digits, layers
+from mnist.detect import PRESENT, FoundDigit, crops, find_digits, layers, probability
 from mnist.files import checkpoint_path
 from mnist.networks import CELL, NONE, REFERENCE, DigitDetector
 from mnist.numbers import group
 from mnist.runs import check_model_path, set_aside
-from mnist.scenes import Digits, Targets, draw_page, draw_scenes, words
+from mnist.scenes import Digits, Placed, Targets, draw_page, draw_scenes, words
 from mnist.train import bfloat16_is_fast
 from mnist.weights import save_weights
 from mnist_utils import digest, load_training
@@ -42,7 +43,8 @@ LEARNING_RATE = 3e-3
 EPOCHS = 14
 CROPS, OTHERS = 88, 32  # per step, at most: crops of digits and of other places
 PAGES = 40  # validation pictures after each epoch
-READ_SCORE = 0.25  # of the digits that count as read in validation
+CALIBRATION_PAGES = 500
+LIKELY = 0.2  # how probable a digit is for which it matters which digit it is
 
 
 class _Scenes(Dataset[tuple[Tensor, Targets]]):
@@ -145,11 +147,58 @@ class DetectorTraining:
         right = [read_page(self.detector, digits, self.seed, number) for number in range(PAGES)]
         return float(loss), float(np.mean(right))
 
+    def calibrate(self, bar: tqdm | None = None) -> None:
+        """Fit the detector's two logistic regressions on pictures drawn from the validation images."""
+        if bar is not None:
+            bar.reset(total=CALIBRATION_PAGES)
+        self.detector.eval()
+        held_out, rows = Digits(*self.val_set), list[tuple[np.ndarray, bool, bool]]()
+        for number in range(PAGES, PAGES + CALIBRATION_PAGES):  # others than those of `validate`
+            grey, placed = draw_page(held_out, words(), self.seed, number)
+            rows += judged(find_digits(self.detector, grey).digits, placed)
+            if bar is not None:
+                bar.update()
+        if rows:
+            fit_probabilities(self.detector, *map(np.array, zip(*rows)))
+
     def save(self) -> None:
         """Save the trained weights in half precision. Raises OSError if the file cannot be written."""
         half = copy.deepcopy(self.detector).half()
         training = self.settings | {"threads": _threads(), "torch": version("torch")}
         save_weights(self.path, half, mean=0.0, std=1.0, training=training)
+
+
+def fit_probabilities(detector: DigitDetector, known: np.ndarray, there: np.ndarray, right: np.ndarray) -> None:
+    """Fit `there` and `right` of a detector to evidence (K, 3), to whether a digit is there, and whether it is right.
+
+    A regression stays as it is where all its examples are alike, as they are for an untrained detector.
+    """
+    from sklearn.linear_model import LogisticRegression  # slow to import
+
+    def fit(regression: Tensor, known: np.ndarray, truth: np.ndarray) -> None:
+        if len(set(truth.tolist())) == 2:
+            fitted = LogisticRegression().fit(known, truth)
+            regression.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
+
+    fit(detector.there, known[:, :2], there)
+    likely = probability(known[:, :2], detector.there) > LIKELY  # of the others, the class does not matter
+    fit(detector.right, known[likely], right[likely])
+
+
+def judged(found: list[FoundDigit], placed: list[Placed]) -> Iterator[tuple[np.ndarray, bool, bool]]:
+    """For each digit found its evidence, whether there is one, and whether it is right; each is there only once."""
+    left = list(placed)
+    for one in sorted(found, key=lambda one: -one.evidence[0]):
+        side = max(one.box[2] - one.box[0], one.box[3] - one.box[1])
+
+        def apart(other: Placed, one: FoundDigit = one) -> float:
+            return math.hypot(one.box[0] + one.box[2] - other.left - other.right,
+                              one.box[1] + one.box[3] - other.top - other.bottom) / 2
+
+        own = min((other for other in left if apart(other) < 0.3 * side), key=apart, default=None)
+        if own is not None:
+            left.remove(own)
+        yield one.evidence, own is not None, own is not None and own.label == one.digit
 
 
 def _threads() -> int:
@@ -160,10 +209,9 @@ def _threads() -> int:
 def read_page(detector: DigitDetector, digits: Digits, seed: int, number: int) -> bool:
     """Whether exactly the digits of one validation picture are found, in their order."""
     grey, placed = draw_page(digits, words(), seed, number)
-    found = [one for one in find_digits(detector, grey).digits
-             if one.score > READ_SCORE and one.logits.argmax() != NONE]
+    found = [one for one in find_digits(detector, grey).digits if one.there > PRESENT]
     order = [found[index] for line in group([one.box for one in found]).numbers for index in line]
-    return [int(one.logits[:NONE].argmax()) for one in order] == [one.label for one in placed]
+    return [one.digit for one in order] == [one.label for one in placed]
 
 
 def detection_loss(detector: DigitDetector, pictures: Tensor, targets: Targets, amp: bool = False) -> Tensor:

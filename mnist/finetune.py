@@ -5,6 +5,7 @@ MNIST loses next to nothing.
 """
 
 import copy
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,9 +44,18 @@ class Comparison:
     after: float
 
 
-def former_weights(model_path: Path) -> Path:
+def former_path(model_path: Path) -> Path:
     """The file that keeps the weights from before fine-tuning."""
     return beside(model_path, ".before.pth")
+
+
+def can_go_back(model_path: Path) -> bool:
+    """Whether the weights from before fine-tuning are there, and these ones come from them."""
+    former = former_path(model_path)
+    if not (former.exists() and model_path.exists()):
+        return False
+    training = load_weights(model_path)[1].get("training") or {}
+    return bool(training.get("former") == hashlib.sha256(former.read_bytes()).hexdigest())
 
 
 class FineTuning:
@@ -61,7 +71,7 @@ class FineTuning:
         Raises ValueError if there are no drawings, and what `load_weights` and `load_split` raise.
         """
         check_model_path(model_path)
-        self.model_path, self.previous, self.seed = model_path, former_weights(model_path), seed
+        self.model_path, self.previous, self.seed = model_path, former_path(model_path), seed
         self.model, self.metadata = load_weights(model_path)
         self.scale = {"mean": self.metadata["mean"], "std": self.metadata["std"]}
         drawings, judged, name = load_drawings(data)
@@ -93,7 +103,9 @@ class FineTuning:
         some = np.random.default_rng(self.seed).permutation(len(self.train_set[1]))[:5_000]  # more calibrate no better
         calibration = calibrate(self.model, (self.train_set[0][some], self.train_set[1][some]), self.val_set,
                                 **self.scale, seed=self.seed)
-        write_atomically(self.previous, self.model_path.read_bytes())
+        former = self.model_path.read_bytes()
+        training["former"] = hashlib.sha256(former).hexdigest()
+        write_atomically(self.previous, former)
         save_weights(self.model_path, self.model, **self.scale, **calibration, training=training,
                      test_accuracy=after[1])
         return [Comparison(name, len(labels), *accuracies)
@@ -101,8 +113,10 @@ class FineTuning:
 
 
 def restore_weights(model_path: Path) -> None:
-    """Go back to the weights from before fine-tuning. Raises FileNotFoundError if there are none."""
-    former = former_weights(model_path)
+    """Go back to the weights from before fine-tuning. Raises ValueError if there are none for these."""
+    if not can_go_back(model_path):
+        raise ValueError(f"there are no former weights of {model_path.name} to go back to")
+    former = former_path(model_path)
     write_atomically(model_path, former.read_bytes())
     former.unlink()
 

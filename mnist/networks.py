@@ -133,7 +133,13 @@ class DigitDetector(nn.Module):
 
     `reader` reads: crops (K, 3, 32, 32) of a digit with a margin → logits (K, 11), of the ten digits
     and of no digit. A crop's channels are local contrast, ink, and how much the ink votes for this digit.
+
+    `there` and `right` are logistic regressions (Platt 1999), each its factors and its constant: they
+    turn what the two parts say into the probability that there is a digit, and that its class is right.
     """
+
+    there: Tensor
+    right: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,6 +153,8 @@ class DigitDetector(nn.Module):
                                     *_conv(16, 32), *_conv(32, 32), nn.MaxPool2d(2),
                                     *_conv(32, 64), *_conv(64, 64), nn.MaxPool2d(2), nn.Flatten(),
                                     nn.Linear(64 * 4 * 4, 11))
+        self.register_buffer("there", torch.tensor([1.0, 1.0, 0.0]))
+        self.register_buffer("right", torch.tensor([0.5, 0.5, 0.5, 0.0]))
         bias = cast(Tensor, self.heads.bias)
         with torch.no_grad():
             bias[:1] = -4.0  # few cells are centres, and at first none is expected

@@ -7,6 +7,7 @@
         print(number.text, number.confidence, number.trusted, number.reason)
 """
 
+import functools
 import hashlib
 import math
 import os
@@ -14,16 +15,15 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mnist.detect import FoundDigit, find_digits
+from mnist.detect import PRESENT, Found, FoundDigit, find_digits
 from mnist.evaluate import predict
 from mnist.files import DETECTOR
-from mnist.networks import NONE, DigitDetector
+from mnist.networks import DigitDetector
 from mnist.numbers import FloatBox, group, outline
 from mnist.ood import features_and_logits, logits_and_ood_scores, ood_inputs
 from mnist.picture import AnyPicture, Box, PictureError, Prepared, fit, in_mnist_form, prepare, read_picture
@@ -37,11 +37,12 @@ SEVERAL = "not one digit, but {}"
 WIDE = "not one digit: it is too wide"
 OUT_OF_DISTRIBUTION = "it does not look like a single digit (out of distribution)"
 LOW_CONFIDENCE = "low confidence: it may be a {} as well"
+UNREAD = "something beside it was not read"
+MANY_DIGITS = "low confidence: each digit is likely, but perhaps not all of them"
 # of the digit detector, chosen on scenes from validation images
-READ_SCORE, READ_MARGIN = 0.4, 2.0  # a digit has a higher score, and a logit at most so much below that of no digit
-CLEAR_SCORE, CLEAR_SHARE = 0.5, 0.5  # in a number, so many digits have this score and are likelier than no digit
-TRUSTED_SCORE = 0.5  # of each digit in a trusted number; its confidence, and how probable it may be that it is none:
-CONFIRMED, UNCONFIRMED = (0.9, 0.05), (0.98, 0.01)  # where the network reads the same digit, and where it does not
+CLEAR, CLEAR_SHARE = 0.8, 0.5  # in a number, so many digits are there with this probability
+POSSIBLE = 0.05  # writing beside a number is a digit with this probability, or it does not matter
+TRUSTED = 0.96  # the least probability that a trusted number is right
 # relative to a digit's height:
 BESIDE = 0.6  # nearer writing may belong to the number
 SPECK, WORD = 0.1, 0.4  # a sign is longer than a speck; so much longer is other writing
@@ -52,7 +53,7 @@ class Prediction:
     """The prediction for a picture, or for one digit in it."""
 
     digit: int | None  # None where the picture does not hold exactly one digit
-    confidence: float  # 0 to 1: the probability of `digit`; 0 where there is none; calibrated by `predict` only
+    confidence: float  # 0 to 1: the calibrated probability of `digit`; 0 where there is none
     probabilities: np.ndarray  # (10,), of each digit
     picture: np.ndarray  # uint8 (28, 28): the digit's strokes in MNIST's format, the input of the network
     reason: str = ""  # why not to trust it; empty if no check failed
@@ -71,7 +72,7 @@ class Number:
 
     text: str  # its digits, from left to right
     digits: tuple[Prediction, ...]
-    confidence: float  # 0 to 1: the product of its digits' confidences
+    confidence: float  # 0 to 1: how probable it is that all its digits are right, and none beside them was missed
     reason: str  # why not to trust it; empty if no check failed
     notes: tuple[str, ...]  # remarks on the picture, and on what beside the number was left out
     box: Box  # in pixels of the original picture
@@ -137,21 +138,9 @@ class MNISTPredictor:
         ready = in_mnist_form(source.grey)
         if ready is not None:
             one, = self._judge([Prepared(ready, [], source.notes)])
-            return [_number([replace(one, box=(0, 0, 28, 28))], [(0.0, 0.0, 28.0, 28.0)], 0.0, "", source.notes)]
-        found = find_digits(self.detector, source.grey)
-        possible = [one for one in found.digits if one.logits[:NONE].max() + READ_MARGIN > one.logits[NONE]]
-        digits = [one for one in possible if one.score > READ_SCORE]
-        unread = [one.box for one in possible if one.score <= READ_SCORE] + found.writing
-        return _numbers(digits, self._second_opinions(digits), unread, source.scale, source.notes)
-
-    def _second_opinions(self, digits: list[FoundDigit]) -> list["_Opinion"]:
-        """What the network says of each digit that the detector has found."""
-        if not digits:
-            return []
-        pictures = np.stack([fit(one.strokes) for one in digits])
-        logits, rejected = self._logits(pictures)
-        confidences, classes = logits.softmax(1).max(1)
-        return [_Opinion(*one) for one in zip(pictures, classes.tolist(), confidences.tolist(), rejected)]
+            return [_number([replace(one, box=(0, 0, 28, 28))], [(0.0, 0.0, 28.0, 28.0)], 0.0, one.confidence, "",
+                            source.notes)]
+        return _numbers(find_digits(self.detector, source.grey), source.scale, source.notes)
 
     @property
     def detector(self) -> DigitDetector:
@@ -160,6 +149,11 @@ class MNISTPredictor:
             if self._detector is None:
                 self._detector = load_detector(self.detector_path)[0].to(next(self.model.parameters()).device)
             return self._detector
+
+    @functools.cached_property
+    def detector_digest(self) -> str:
+        """The SHA-256 of the digit detector's file."""
+        return hashlib.sha256(Path(self.detector_path).read_bytes()).hexdigest()
 
     def _judge(self, prepared: list[Prepared]) -> list[Prediction]:
         if not prepared:
@@ -206,31 +200,28 @@ def _low_confidence(probabilities: np.ndarray) -> str:
     return LOW_CONFIDENCE.format(probabilities.argsort()[-2])
 
 
-class _Opinion(NamedTuple):
-    """What the network says of a digit's strokes."""
-
-    picture: np.ndarray  # uint8 (28, 28): the strokes in MNIST's format
-    digit: int
-    confidence: float
-    rejected: bool  # as out of distribution
-
-
-def _numbers(digits: list[FoundDigit], opinions: list[_Opinion], unread: list[FloatBox], scale: float,
-             notes: tuple[str, ...]) -> list[Number]:
-    """The numbers that these digits make; `unread` are the boxes of other writing in the picture."""
-    predictions = [_found_prediction(*one, scale) for one in zip(digits, opinions)]
+def _numbers(found: Found, scale: float, notes: tuple[str, ...]) -> list[Number]:
+    """The numbers that the digits found in a picture make; `scale` is how many of its pixels one here spans."""
+    digits = [one for one in found.digits if one.there > PRESENT]
+    doubtful = [one for one in found.digits if POSSIBLE < one.there <= PRESENT]
     boxes, results = [one.box for one in digits], []
     numbers, angle = group(boxes)
     for number in numbers:
-        clear = [digits[index].score > CLEAR_SCORE and digits[index].logits.argmax() != NONE for index in number]
-        if np.mean(clear) < CLEAR_SHARE:  # a word, or a pattern
+        if np.mean([digits[index].there > CLEAR for index in number]) < CLEAR_SHARE:  # a word, or a pattern
             continue
         own = [boxes[index] for index in number]
-        others = [box for box in unread if not _centred_in(box, own)]
-        reason = "something beside it was not read" if _missed(own, angle, others) else ""
-        remarks = notes + _remarks(own, others)
-        results.append(_number([replace(predictions[index], notes=remarks) for index in number],
-                               [_scaled(box, scale) for box in own], angle, reason, remarks))
+        unread = [one for one in doubtful if not _centred_in(one.box, own)]
+        remarks = notes + _remarks(own, found.writing + [one.box for one in unread])
+        predictions = [replace(_found_prediction(digits[index], scale), notes=remarks) for index in number]
+        read = math.prod(one.confidence for one in predictions)
+        confidence = read * math.prod(1 - one.there for one in unread if _beside(one.box, own, angle))
+        reason = ""
+        missed = any(_beside(box, own, angle) and _as_high(box, own) for box in found.writing)
+        if missed or confidence < TRUSTED <= read:
+            reason = UNREAD
+        elif read < TRUSTED and all(one.trusted for one in predictions):
+            reason = MANY_DIGITS
+        results.append(_number(predictions, [_scaled(box, scale) for box in own], angle, confidence, reason, remarks))
     return results
 
 
@@ -256,20 +247,14 @@ def _remarks(digits: list[FloatBox], writing: list[FloatBox]) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _found_prediction(found: FoundDigit, opinion: _Opinion, scale: float) -> Prediction:
-    """The prediction for a digit that the detector has found, and on which the network has an opinion."""
-    probabilities = torch.from_numpy(found.logits).softmax(0).numpy()
-    digit, confidence = int(probabilities[:NONE].argmax()), float(probabilities[:NONE].max())
-    none, reason = float(probabilities[NONE]), ""
-    confirmed = opinion.digit == digit and opinion.confidence > MIN_CONFIDENCE and not opinion.rejected
-    least, most = (CONFIRMED if confirmed else UNCONFIRMED)
-    if found.score < TRUSTED_SCORE or none > most:
-        reason = OUT_OF_DISTRIBUTION
-    elif confidence < least:
-        reason = _low_confidence(probabilities[:NONE])
+def _found_prediction(found: FoundDigit, scale: float) -> Prediction:
+    """The prediction for a digit that the detector has found."""
     left, top, right, bottom = map(round, _scaled(found.box, scale))
-    return Prediction(digit, confidence, probabilities[:NONE] / probabilities[:NONE].sum(), opinion.picture, reason,
-                      (), (left, top, right, bottom))
+    reason = ""
+    if found.right < TRUSTED:  # because it may be another digit, or none
+        reason = _low_confidence(found.probabilities) if found.there > TRUSTED else OUT_OF_DISTRIBUTION
+    return Prediction(found.digit, found.right, found.probabilities, fit(found.strokes), reason, (),
+                      (left, top, right, bottom))
 
 
 def _scaled(box: FloatBox, scale: float) -> FloatBox:
@@ -277,28 +262,31 @@ def _scaled(box: FloatBox, scale: float) -> FloatBox:
     return scale * left, scale * top, scale * right, scale * bottom
 
 
-def _missed(digits: list[FloatBox], angle: float, others: list[FloatBox]) -> bool:
-    """Whether one of the other boxes may be a digit of the number with these digits: as high, and beside one."""
+def _as_high(box: FloatBox, digits: list[FloatBox]) -> bool:
+    """Whether a box is about as high as the digits of a number."""
     height = np.median([bottom - top for _, top, _, bottom in digits])
-    slope = math.tan(angle)
-    for left, top, right, bottom in others:
-        if not 0.5 * height < bottom - top < 1.7 * height:
-            continue
-        for own_left, own_top, own_right, own_bottom in digits:
-            gap = max(own_left - right, left - own_right)
-            drop = slope * ((left + right) - (own_left + own_right)) / 2
-            shared = min(bottom, own_bottom + drop) - max(top, own_top + drop)
-            if gap < BESIDE * height and shared > 0.5 * min(bottom - top, own_bottom - own_top):
-                return True
+    return bool(0.5 * height < box[3] - box[1] < 1.7 * height)
+
+
+def _beside(box: FloatBox, digits: list[FloatBox], angle: float) -> bool:
+    """Whether a box lies beside one of the digits of a number, on its line."""
+    height, slope = np.median([bottom - top for _, top, _, bottom in digits]), math.tan(angle)
+    left, top, right, bottom = box
+    for own_left, own_top, own_right, own_bottom in digits:
+        gap = max(own_left - right, left - own_right)
+        drop = slope * ((left + right) - (own_left + own_right)) / 2
+        shared = min(bottom, own_bottom + drop) - max(top, own_top + drop)
+        if gap < BESIDE * height and shared > 0.5 * min(bottom - top, own_bottom - own_top):
+            return True
     return False
 
 
-def _number(digits: list[Prediction], boxes: list[FloatBox], angle: float, reason: str,
+def _number(digits: list[Prediction], boxes: list[FloatBox], angle: float, confidence: float, reason: str,
             notes: tuple[str, ...]) -> Number:
     """The number of these digits; a reason not to trust one of them is the number's as well."""
     left, top = (round(min(box[side] for box in boxes)) for side in (0, 1))
     right, bottom = (round(max(box[side] for box in boxes)) for side in (2, 3))
     reasons = [f"{one.digit}: {one.reason}" for one in digits if one.reason]
     return Number("".join(str(one.digit) for one in digits), tuple(digits),
-                  math.prod(one.confidence for one in digits), reason or "; ".join(dict.fromkeys(reasons)), notes,
+                  confidence, reason or "; ".join(dict.fromkeys(reasons)), notes,
                   (left, top, right, bottom), tuple((round(x), round(y)) for x, y in outline(boxes, angle)))

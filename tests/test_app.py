@@ -616,8 +616,8 @@ def test_what_cannot_be_served_is_said_in_a_sentence(running, output, tmp_path):
         ([], {"MODEL_PATH": str(tmp_path / "other.pth")}, f"{tmp_path / 'other.pth'} is not one of this project's "
                                                           "weights files: those hold architecture, mean, std, weights"),
         (["--port", port], {"MODEL_PATH": right}, f"cannot listen on 127.0.0.1, port {port}: "),
-        (["--host", "192.0.2.1"], {}, "192.0.2.1 lets other machines in, which may see, label and delete drawings: "
-                                      "set APP_USER and APP_PASSWORD"),  # an address that nobody has
+        (["--host", "192.0.2.1"], {}, "192.0.2.1 lets other machines in, which may see, label and delete drawings, and "
+                                      "teach the network: set APP_USER and APP_PASSWORD"),  # an address that nobody has
         *((["--port", number], {}, f"error: argument --port: a port is a number from 1 to 65535, not '{number}'")
           for number in ("0", "65536", "-1", "x", "80.5"))]
     site = site_in(tmp_path, output)

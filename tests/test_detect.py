@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import scenes
-from mnist.detect import find_digits
+from mnist.detect import PRESENT, find_digits
+from mnist.detector_training import judged
 from mnist.files import DETECTOR
-from mnist.networks import NONE
 from mnist.picture import read_picture
 from mnist.scenes import Digits, draw_page, words
 from mnist.weights import load_detector
@@ -35,13 +35,13 @@ def test_nearly_every_digit_is_found_where_it_is(kind):
     for _ in range(8):
         scene = scenes.KINDS[kind](rng)
         source = read_picture(scene.picture)
-        digits = [one for one in find_digits(DETECTOR_NETWORK, source.grey).digits if one.score > 0.3]
+        digits = [one for one in find_digits(DETECTOR_NETWORK, source.grey).digits if one.there > PRESENT]
         for name, box in scene.digits:
             best = max(digits, key=lambda one: overlap([edge * source.scale for edge in one.box], box), default=None)
             boxes += 1
             if best is not None and overlap([edge * source.scale for edge in best.box], box) > 0.4:
                 found += 1
-                right += best.logits[:NONE].argmax() == int(name)
+                right += best.digit == int(name)
     assert found / boxes > 0.93 and right / boxes > 0.8
 
 
@@ -50,7 +50,7 @@ def test_touching_digits_are_cut_apart():
     rng, alike = np.random.default_rng(0), []
     for _ in range(10):
         found = find_digits(DETECTOR_NETWORK, read_picture(scenes.touching(rng).picture).grey).digits
-        digits = [one for one in found if one.score > 0.4]
+        digits = [one for one in found if one.there > PRESENT]
         alike.append(len(digits) == 2 and all(
             one.strokes.shape[1] / one.strokes.shape[0]
             == pytest.approx((one.box[2] - one.box[0]) / (one.box[3] - one.box[1]), rel=0.35) for one in digits))
@@ -61,13 +61,26 @@ def test_digits_of_the_training_generator_are_found_as_well():
     bank, right = Digits(IMAGES[:500], LABELS[:500]), []
     for number in range(20):
         grey, placed = draw_page(bank, words(), 3, number)
-        digits = [one for one in find_digits(DETECTOR_NETWORK, grey).digits
-                  if one.score > 0.25 and one.logits.argmax() != NONE]
+        digits = [one for one in find_digits(DETECTOR_NETWORK, grey).digits if one.there > PRESENT]
         right.append(len(digits) == len(placed))
     assert np.mean(right) > 0.6
+
+
+def test_its_probabilities_mean_what_they_say():
+    """Of digits that it has not seen, as many are there and are right as the probabilities add up to."""
+    bank, rows = Digits(IMAGES[:2000], LABELS[:2000]), []
+    for number in range(40):
+        grey, placed = draw_page(bank, words(), 4, number)
+        found = find_digits(DETECTOR_NETWORK, grey).digits
+        chances = {tuple(one.evidence): (one.there, one.right) for one in found}
+        rows += [(there, right, *chances[tuple(known)]) for known, there, right in judged(found, placed)]
+    there, right, likely_there, likely_right = np.array(rows, float).T
+    assert (there.sum(), right.sum()) == pytest.approx((likely_there.sum(), likely_right.sum()), rel=0.06)
+    sure = likely_right > 0.98
+    assert right[sure].mean() > 0.98 and sure.mean() > 0.3
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (28, 28), (30, 900), (900, 30), (1000, 1000)])
 def test_a_picture_of_any_shape_without_digits_has_none(shape):
     for grey in (np.zeros(shape), np.ones(shape), np.linspace(0, 1, shape[0])[:, None] * np.ones(shape)):
-        assert [one for one in find_digits(DETECTOR_NETWORK, grey).digits if one.score > 0.3] == []
+        assert [one for one in find_digits(DETECTOR_NETWORK, grey).digits if one.there > PRESENT] == []

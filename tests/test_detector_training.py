@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 import mnist.detector_training
 import run_model
-from mnist.detector_training import DetectorTraining, detection_loss
+from mnist.detector_training import DetectorTraining, detection_loss, fit_probabilities
 from mnist.networks import DigitDetector
 from mnist.scenes import Digits, draw_page, draw_scenes, words
 from mnist.weights import WeightsError, load_detector, load_weights
@@ -25,7 +26,7 @@ def digits() -> Digits:
 
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Path:
-    for name, value in (("STEPS", 2), ("SCENES", 4), ("PAGES", 2)):
+    for name, value in (("STEPS", 2), ("SCENES", 4), ("PAGES", 2), ("CALIBRATION_PAGES", 4)):
         monkeypatch.setattr(mnist.detector_training, name, value)
     for split in ("train", "test"):
         for array, name in zip((IMAGES[:400], LABELS[:400]), FILES[split]):
@@ -64,6 +65,23 @@ def test_the_detector_learns(digits):
     assert np.mean(losses[-4:]) < 0.6 * np.mean(losses[:4])
 
 
+def test_its_probabilities_are_fitted_to_what_was_there():
+    """The regressions of scikit-learn, on what is there, and on what is right of what is likely there."""
+    rng, detector = np.random.default_rng(0), DigitDetector()
+    known = rng.normal(0, 3, (2000, 3))
+    there = known[:, 0] + rng.logistic(size=2000) > 1
+    right = there & (known[:, 2] + rng.logistic(size=2000) > -1)
+    fit_probabilities(detector, known, there, right)
+    expected = LogisticRegression().fit(known[:, :2], there)
+    assert detector.there.tolist() == pytest.approx([*expected.coef_[0], *expected.intercept_], rel=1e-4, abs=1e-5)
+    likely = expected.predict_proba(known[:, :2])[:, 1] > mnist.detector_training.LIKELY
+    expected = LogisticRegression().fit(known[likely], right[likely])
+    assert detector.right.tolist() == pytest.approx([*expected.coef_[0], *expected.intercept_], rel=1e-4, abs=1e-5)
+    before = detector.there.clone()
+    fit_probabilities(detector, known, np.zeros(2000, bool), np.zeros(2000, bool))  # nothing to tell apart
+    assert torch.equal(detector.there, before)
+
+
 def test_a_stopped_training_ends_like_one_that_was_not_stopped(data, tmp_path):
     whole = DetectorTraining(data, tmp_path / "whole.pth", seed=1)
     history = list(whole.epochs(resume=False, epochs=3))
@@ -75,6 +93,7 @@ def test_a_stopped_training_ends_like_one_that_was_not_stopped(data, tmp_path):
     assert [epoch.train_loss for epoch in resumed] == [epoch.train_loss for epoch in history]
     for name, tensor in whole.detector.state_dict().items():
         assert torch.equal(tensor, again.detector.state_dict()[name]), name
+    again.calibrate()
     again.save()
     detector, metadata = load_detector(tmp_path / "stopped.pth")
     assert metadata["training"]["seed"] == 1

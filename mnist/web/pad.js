@@ -190,9 +190,9 @@ function showExample() {   // write a digit, stroke by stroke; it is not kept
       left -= line.length;
     }
     changed();
-    if (server) find(".kept").textContent = "An example: it is not kept.";
     if (writing) requestAnimationFrame(write);
     else settle();
+    if (!writing && server) find(".kept").textContent = "An example: it is not kept.";
   };
   write();
 }
@@ -207,8 +207,7 @@ async function renew(digest) {
   const network = await call("network", null);
   renewing = false;
   if (!network.values) return;
-  reader.renew(network);
-  if (strokes.length) changed();
+  if (reader.renew(network) && strokes.length) show(reader.readStrokes(strokes));
 }
 
 // answers
@@ -421,9 +420,9 @@ repaint();
 function greet() {
   call("state", null).then((state) => {
     renew(state.network);
-    tell(state.problem);
+    if (!waiting.size) tell(state.problem);
     if (state.score) celebrate(state.score, false);
   });
 }
 
-if (server) new IntersectionObserver(([seen]) => seen.isIntersecting && greet()).observe(find(".pad"));  // on each visit
+if (server) new IntersectionObserver((seen) => seen.at(-1).isIntersecting && greet()).observe(find(".pad"));  // on each visit

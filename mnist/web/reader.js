@@ -240,10 +240,13 @@ class DigitReader {
     this.input = new Float32Array(MNIST_SIDE * MNIST_SIDE);
   }
 
-  // Take other weights for the same layers.
+  // Take other weights for the same layers. Returns false, and changes nothing, where they are for others.
   renew(network) {
+    const shapes = ({ layers }) => JSON.stringify(layers);
+    if (shapes(network) !== shapes(this.network)) return false;
     this.values.set(floats(network.values));  // the layers' weights are parts of it
     this.network = network;
+    return true;
   }
 
   logits(picture) {
