@@ -214,15 +214,16 @@ class Page:
 
     # reading a picture
 
-    def read(self, file: str | None, keep: bool) -> tuple[dict, Image.Image | None, str]:
-        """Read the numbers in a picture file. With `keep`, the digits of trusted numbers are kept.
+    def read(self, file: str | None, keep: bool, doubtful: Sequence[int] = (),
+             again: bool = False) -> tuple[dict, Image.Image | None, str]:
+        """Read the numbers in a picture file.
+
+        With `keep`, the digits of trusted numbers are kept, and those of the `doubtful` ones, which are
+        named by their places. With `again`, those of other doubtful numbers are deleted.
 
         Gives the numbers as values, the picture with an outline around each, and HTML that shows
         what the network saw of each digit. Raises gr.Error, a sentence, where the picture cannot be read.
         """
-        return self._read(file, keep)
-
-    def _read(self, file: str | None, keep: bool, doubtful: Sequence[int] = (), again: bool = False) -> tuple:
         if file is None:
             raise gr.Error("choose a picture first", print_exception=False)
         try:
@@ -249,7 +250,7 @@ class Page:
 
     def read_again(self, file: str | None, keep: bool, doubtful: list[int]) -> tuple:
         """Keep the ticked numbers of a file that was read before, and no other doubtful ones."""
-        return self._read(file, keep, doubtful, again=True) if keep and file is not None else (gr.skip(),) * 3
+        return self.read(file, keep, doubtful, again=True) if keep and file is not None else (gr.skip(),) * 3
 
     def _keep_all(self, numbers: list[Number], doubtful: Sequence[int], file: str, again: bool) -> str:
         """Keep the digits as the network saw them. Returns a note: how many were kept, and why not all.
@@ -260,18 +261,17 @@ class Page:
         digits = [one for number in numbers for one in number.digits]
         chosen = [one for place, number in enumerate(numbers) if number.trusted or place in doubtful
                   for one in number.digits]
-        kept = 0
+        kept = set[uuid.UUID]()
         try:
             for one in chosen:
-                self._save(_key_of(file, one), one, Image.fromarray(one.picture), self.predictor.detector_digest)
-                kept += 1
-            for one in digits if again else ():
-                if one not in chosen:  # its tick was taken away
-                    self.store.discard(_key_of(file, one))
+                self._save(key := _key_of(file, one), one, Image.fromarray(one.picture), self.predictor.detector_digest)
+                kept.add(key)
+            for key in {_key_of(file, one) for one in digits} - kept if again else ():
+                self.store.discard(key)  # its tick was taken away
         except StoreError as error:
-            return f"{kept} of {len(chosen)} kept: {error}"
-        left = f", {len(digits) - kept} of doubtful numbers not kept" if len(digits) > kept else ""
-        return f"{kept} kept{left}" + (": label them on the History tab" if kept else "")
+            return f"{len(kept)} of {len(chosen)} kept: {error}"
+        left = f", {len(digits) - len(kept)} of doubtful numbers not kept" if len(digits) > len(kept) else ""
+        return f"{len(kept)} kept{left}" + (": label them on the History tab" if kept else "")
 
     # statistics
 

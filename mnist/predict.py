@@ -38,11 +38,13 @@ WIDE = "not one digit: it is too wide"
 OUT_OF_DISTRIBUTION = "it does not look like a single digit (out of distribution)"
 LOW_CONFIDENCE = "low confidence: it may be a {} as well"
 UNREAD = "something beside it was not read"
+PATTERN = "the picture is full of marks that may be digits"
 MANY_DIGITS = "low confidence: each digit is likely, but perhaps not all of them"
 # of the digit detector, chosen on scenes from validation images
 CLEAR, CLEAR_SHARE = 0.8, 0.5  # in a number, so many digits are there with this probability
 POSSIBLE = 0.05  # writing beside a number is a digit with this probability, or it does not matter
-TRUSTED = 0.96  # the least probability that a trusted number is right
+MARKS = 20  # so many more doubtful digits than digits are a pattern, such as grass
+TRUSTED = 0.95  # the least probability that a trusted number is right
 # relative to a digit's height:
 BESIDE = 0.6  # nearer writing may belong to the number
 SPECK, WORD = 0.1, 0.4  # a sign is longer than a speck; so much longer is other writing
@@ -217,7 +219,9 @@ def _numbers(found: Found, scale: float, notes: tuple[str, ...]) -> list[Number]
         confidence = read * math.prod(1 - one.there for one in unread if _beside(one.box, own, angle))
         reason = ""
         missed = any(_beside(box, own, angle) and _as_high(box, own) for box in found.writing)
-        if missed or confidence < TRUSTED <= read:
+        if len(doubtful) > MARKS + len(digits):
+            reason = PATTERN
+        elif missed or confidence < TRUSTED <= read:
             reason = UNREAD
         elif read < TRUSTED and all(one.trusted for one in predictions):
             reason = MANY_DIGITS

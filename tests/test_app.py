@@ -150,14 +150,15 @@ def test_programs_read_pictures_with_gradio_s_client(site):
     assert all(number in seen for number in NUMBERS) and stored(site) == before
 
 
-def test_drawings_are_read_kept_and_labelled(site, person):
+def test_drawings_are_read_kept_and_labelled(site, person, output):
+    network = MNISTPredictor(output / "MNIST-MODEL.pth").digest
     for digit, picture in enumerate(DRAWINGS):
         answer = person.call("recognise", {"picture": picture})
         assert answer["digit"] == digit and answer["reason"] == ""
         assert answer["confidence"] == max(answer["probabilities"]) and len(answer["probabilities"]) == 10
         message, label = {"picture": picture, "drawing": uuid.uuid4().hex}, (digit + digit // 5) % 10
         kept = person.call("keep", {**message, "label": None})
-        assert kept == {"id": kept["id"], "digit": digit, "score": None}
+        assert kept == {"id": kept["id"], "digit": digit, "score": None, "network": network}
         assert person.call("keep", {**message, "label": label})["id"] == kept["id"]
         (image, *row), = execute(site, "SELECT image_data, predicted_digit, true_label, probabilities FROM predictions "
                                        "WHERE drawing = ?", message["drawing"])
@@ -165,7 +166,8 @@ def test_drawings_are_read_kept_and_labelled(site, person):
         with Image.open(io.BytesIO(image)) as grey, Image.open(io.BytesIO(b64decode(picture))) as ink:
             assert np.array_equal(np.asarray(grey), 255 - np.asarray(ink.getchannel("A")))
     assert person.call("state", None) == {
-        "problem": None, "score": {"labelled": 10, "correct": 5, "text": "5 of 10 right (50.0 %)"}}
+        "problem": None, "score": {"labelled": 10, "correct": 5, "text": "5 of 10 right (50.0 %)"}, "network": network}
+    assert person.call("network", None)["digest"] == network
 
 
 def test_a_drawing_is_discarded_by_its_key(site, person):
@@ -508,10 +510,13 @@ def statuses(client: httpx.Client) -> set[int]:
     """What the routes answer that show, do or store something."""
     message = {"data": {"picture": DRAWINGS[7], "drawing": uuid.uuid4().hex}, "fn_name": "keep", "component_id": 3,
                "session_hash": "x"}
+    config = client.get("/config")
+    functions = {one["api_name"]: one["id"] for one in config.json().get("dependencies", [])}
     return {response.status_code for response in (
-        client.get("/config"), client.get(f"{API}/info"), client.get(f"{API}/queue/status"),
+        config, client.get(f"{API}/info"), client.get(f"{API}/queue/status"),
         client.get(f"{API}/openapi.json"), client.post(f"{API}/component_server", json=message),
-        client.post(f"{API}/queue/join", json={"data": [], "fn_index": 1, "session_hash": "x"}),
+        client.post(f"{API}/queue/join", json={"data": [], "fn_index": functions.get("statistics", 1),
+                                                     "session_hash": "x"}),
         client.post(f"{API}/call/statistics", json={"data": []}),
         client.post(f"{API}/run/statistics", json={"data": []}),
         client.post(f"{API}/upload", files={"files": ("x.png", GOOD)}))}

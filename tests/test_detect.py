@@ -42,7 +42,7 @@ def test_nearly_every_digit_is_found_where_it_is(kind):
             if best is not None and overlap([edge * source.scale for edge in best.box], box) > 0.4:
                 found += 1
                 right += best.digit == int(name)
-    assert found / boxes > 0.93 and right / boxes > 0.8
+    assert found / boxes > 0.88 and right / boxes > 0.8
 
 
 def test_touching_digits_are_cut_apart():
