@@ -236,6 +236,8 @@ def export_detector(path: str | os.PathLike[str], data: str | os.PathLike[str] =
 
 def _make_detector(program: DetectorProgram, metadata: dict[str, str]) -> bytes:
     """The bytes of a detector's export, with their checksum."""
+    import torchvision.ops  # noqa: F401  slow; the exporter knows roi_align only if it was imported before
+
     height, width = (8 * torch.export.Dim(name, min=2, max=500) for name in ("h", "w"))
     shapes = {"grey": {2: height, 3: width}, "digits": {0: torch.export.Dim("K", min=1)}}
     example = torch.zeros(1, 1, 64, 96), torch.tensor([[20.0, 20.0, 30.0], [40.0, 40.0, 30.0]])
