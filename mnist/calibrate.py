@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from scipy.optimize import minimize_scalar
 from skimage.morphology import skeletonize
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from mnist.augment import warp, warp_amounts
@@ -32,6 +31,8 @@ def calibrate(model: nn.Sequential, train_set: Split, val_set: Split, *, mean: f
     from made-up non-digits (outlier exposure: Hendrycks et al. 2019). The threshold is the
     score that a share FALSE_REJECTION_RATE of the validation images exceeds.
     """
+    from sklearn.linear_model import LogisticRegression  # slow to import
+
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     features, logits = features_and_logits(model, val_set[0], mean=mean, std=std)

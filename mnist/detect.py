@@ -21,7 +21,7 @@ from scipy.special import expit, softmax
 from torch import Tensor
 
 from mnist.networks import CELL, LARGEST, NONE, REFERENCE, DigitDetector, local_contrast
-from mnist.numbers import FloatBox
+from mnist.numbers import FloatBox, centred_in
 from mnist.picture import MAX_WORKING_SIDE, MIN_WORKING_SIDE, crop
 
 STEP = 1.35  # between the sizes at which the picture is seen; less than LARGEST / SMALLEST, so that no digit is missed
@@ -236,23 +236,26 @@ def _part(view: View, box: FloatBox, margin: float) -> tuple[slice, slice]:
     return slice(top, bottom), slice(left, right)
 
 
+def _away(view: View, part: tuple[slice, slice], digit: _Candidate) -> np.ndarray:
+    """How far from a digit's centre the pixels in a part of a view vote, in pixels of the view."""
+    x, y = view.layers[0, 2:, *part].cpu().numpy()
+    across, down = view.scale
+    return np.hypot(x - digit.middle[0] * across - MARGIN, y - digit.middle[1] * down - MARGIN)
+
+
 def _own_strokes(view: View, one: _Candidate, others: list[_Candidate]) -> np.ndarray:
     """The ink that votes for this digit's centre, rather than for another's; bool, SHARPER times the view's size."""
-    across, down = view.scale
-    side = one.side * max(across, down)
-    _, ink, *votes = view.layers[0, :, *_part(view, one.box, 0.15 * side + 2)].cpu().numpy()
+    side = one.side * max(view.scale)
+    part = _part(view, one.box, 0.15 * side + 2)
+    ink = view.layers[0, 1, *part].cpu().numpy()
     if not ink.size:
         return np.zeros((1, 1), bool)
-
-    def distance(digit: _Candidate) -> np.ndarray:
-        return np.hypot(votes[0] - digit.middle[0] * across - MARGIN, votes[1] - digit.middle[1] * down - MARGIN)
-
-    own = distance(one)
+    own = _away(view, part, one)
     ink = ink * (own < 0.8 * side)
     for other in others:
         if other is not one and abs(other.middle[0] - one.middle[0]) < 3 * one.side \
                 and abs(other.middle[1] - one.middle[1]) < 3 * one.side:
-            ink = ink * (own < distance(other))
+            ink = ink * (own < _away(view, part, other))
     larger = F.interpolate(torch.from_numpy(ink)[None, None], scale_factor=float(SHARPER), mode="bicubic",
                            align_corners=False)
     return larger[0, 0].numpy() > 0.5
@@ -264,14 +267,11 @@ def _other_writing(seen: list[View], digits: list[_Candidate]) -> list[FloatBox]
         return []
     view = seen[int(np.median([one.view for one in digits]))]
     across, down = view.scale
-    _, ink, *votes = view.layers[0].cpu().numpy()
-    ink = ink > 0.5
+    ink = view.layers[0, 1].cpu().numpy() > 0.5
     for one in digits:
         side = one.side * max(view.scale)
         part = _part(view, one.box, side / 2)
-        x, y = one.middle[0] * across + MARGIN, one.middle[1] * down + MARGIN
-        away = np.hypot(votes[0][part] - x, votes[1][part] - y)
-        ink[part] &= away > EXPLAINED * side
+        ink[part] &= _away(view, part, one) > EXPLAINED * side
     parts, _ = ndimage.label(ink, np.ones((3, 3)))
     boxes = [((columns.start - MARGIN) / across, (rows.start - MARGIN) / down,
               (columns.stop - MARGIN) / across, (rows.stop - MARGIN) / down)
@@ -281,6 +281,4 @@ def _other_writing(seen: list[View], digits: list[_Candidate]) -> list[FloatBox]
 
 def _is_part(box: FloatBox, digit: _Candidate) -> bool:
     """Whether this is a small part of a digit, whose votes went astray."""
-    left, top, right, bottom = digit.box
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return left < x < right and top < y < bottom and max(box[2] - box[0], box[3] - box[1]) < PART * digit.side
+    return max(box[2] - box[0], box[3] - box[1]) < PART * digit.side and centred_in(box, [digit.box])

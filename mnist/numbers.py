@@ -52,6 +52,12 @@ def group(boxes: list[FloatBox]) -> Grouping:
     return Grouping(numbers, angle)
 
 
+def centred_in(one: FloatBox, boxes: list[FloatBox]) -> bool:
+    """Whether the middle of a box lies in one of the others: then it is ink of that digit."""
+    x, y = (one[0] + one[2]) / 2, (one[1] + one[3]) / 2
+    return any(left < x < right and top < y < bottom for left, top, right, bottom in boxes)
+
+
 def outline(boxes: list[FloatBox], angle: float) -> list[tuple[float, float]]:
     """The corners of the rectangle around some boxes that is turned by `angle`, clockwise from the upper left."""
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])

@@ -24,7 +24,7 @@ from mnist.detect import PRESENT, Found, FoundDigit, find_digits
 from mnist.evaluate import predict
 from mnist.files import DETECTOR
 from mnist.networks import DigitDetector
-from mnist.numbers import FloatBox, group, outline
+from mnist.numbers import FloatBox, centred_in, group, outline
 from mnist.ood import features_and_logits, logits_and_ood_scores, ood_inputs
 from mnist.picture import AnyPicture, Box, PictureError, Prepared, fit, in_mnist_form, prepare, read_picture
 from mnist.weights import WeightsError, load_detector, load_weights
@@ -212,7 +212,7 @@ def _numbers(found: Found, scale: float, notes: tuple[str, ...]) -> list[Number]
         if np.mean([digits[index].there > CLEAR for index in number]) < CLEAR_SHARE:  # a word, or a pattern
             continue
         own = [boxes[index] for index in number]
-        unread = [one for one in doubtful if not _centred_in(one.box, own)]
+        unread = [one for one in doubtful if not centred_in(one.box, own)]
         remarks = notes + _remarks(own, found.writing + [one.box for one in unread])
         predictions = [replace(_found_prediction(digits[index], scale), notes=remarks) for index in number]
         read = math.prod(one.confidence for one in predictions)
@@ -227,12 +227,6 @@ def _numbers(found: Found, scale: float, notes: tuple[str, ...]) -> list[Number]
             reason = MANY_DIGITS
         results.append(_number(predictions, [_scaled(box, scale) for box in own], angle, confidence, reason, remarks))
     return results
-
-
-def _centred_in(one: FloatBox, boxes: list[FloatBox]) -> bool:
-    """Whether the middle of a box lies in one of the others: then it is ink of that digit."""
-    x, y = (one[0] + one[2]) / 2, (one[1] + one[3]) / 2
-    return any(left < x < right and top < y < bottom for left, top, right, bottom in boxes)
 
 
 def _remarks(digits: list[FloatBox], writing: list[FloatBox]) -> tuple[str, ...]:
