@@ -66,13 +66,19 @@ LATEST = 12  # most recent drawings shown in the statistics
 TEST_SHARE = 5  # one of this many drawings is exported to the test split
 # by default Gradio uses the weights 400 and 600, but its font file for 600 contains no letters
 THEME = gr.themes.Default(primary_hue="blue", font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)),
-                                                    "ui-sans-serif", "system-ui", "sans-serif"])
-# as wide as reads well; and all tabs in sight: in a narrow window Gradio hides some in a menu
+                                                    "ui-sans-serif", "system-ui", "sans-serif"]).set(
+    # white on Gradio's own blue has a contrast of 3.7, and text needs 4.5
+    button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_800")
+# as wide as reads well; all tabs in sight: in a narrow window Gradio hides some in a menu; still, where that is wanted
 STYLE = """main.app { max-width: 90rem; margin: 0 auto; }
 .show-api, .or { color: var(--body-text-color) !important; }
 @media (max-width: 30rem) {
   main.app { padding-left: 0.75rem !important; padding-right: 0.75rem !important; }
   .tab-container button { padding: 0 0.4rem !important; font-size: clamp(0.8rem, 4vw, 1rem) !important; }
+}
+@media (prefers-reduced-motion: reduce) {
+  *, ::before, ::after { animation: none !important; transition: none !important; }
 }"""
 # an export is downloaded once its link has taken the place of the last export's
 DOWNLOAD = """async () => {
