@@ -173,9 +173,9 @@ def error_message(error: Exception) -> str:
 
 
 def training_settings(options: argparse.Namespace, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The training settings: an option where it was given, or else the recipe's default."""
-    given = {name: getattr(options, name) for name in defaults}
-    return {name: default if given[name] is None else given[name] for name, default in defaults.items()}
+    """The training settings: the recipe's, changed by the options that were given."""
+    given = {name: getattr(options, name, None) for name in defaults}
+    return defaults | {name: value for name, value in given.items() if value is not None}
 
 
 def needs_fine_tuning(options: argparse.Namespace) -> bool:
@@ -189,6 +189,8 @@ def needs_fine_tuning(options: argparse.Namespace) -> bool:
 
 def train_model(options: argparse.Namespace, device: "torch.device") -> None:
     """Train, save the best and the last epoch's weights, and print the test accuracy of both."""
+    import torch
+
     from mnist.checkpoint import read_checkpoint
     from mnist.distributed import from_first_process, is_first
     from mnist.runs import TrainingRun, sole_training
@@ -203,10 +205,13 @@ def train_model(options: argparse.Namespace, device: "torch.device") -> None:
         print(f"data: {data_in_words(options.data, run.data_digest)}", file=sys.stderr, flush=True)
     with sole_training(options.model_path):
         with ProgressBars(chosen["epochs"]) as bars:
-            bars.follow(run.epochs(resume=options.resume, log_dir=options.log_dir, patience=options.early_stopping,
-                                   batch_bar=bars.batches, **chosen))
+            history = bars.follow(run.epochs(
+                resume=options.resume, validate=recipe.validate or bool(options.early_stopping),
+                log_dir=options.log_dir, patience=options.early_stopping, batch_bar=bars.batches, **chosen))
         results = from_first_process(run.save)
     if is_first():
+        print(f"trained in {sum(epoch.seconds for epoch in history):.1f} s: {len(history)} epochs, "
+              f"{torch.get_num_threads()} threads")
         for saved in results:
             print(f"test accuracy {saved.test_accuracy:.2%} after epoch {saved.epoch}, "
                   f"{'the best in validation' if saved.is_best else 'the last'}: {saved.path}")
@@ -293,17 +298,21 @@ class ProgressBars:
         self.batches.close()
         self.epochs.close()
 
-    def follow(self, epochs: "Iterable[Epoch]") -> None:
-        """Run through the epochs, and show each."""
+    def follow(self, epochs: "Iterable[Epoch]") -> "list[Epoch]":
+        """Run through the epochs, show each, and return them."""
+        history = []
         for epoch in epochs:
+            history.append(epoch)
+            result = f"training loss {epoch.train_loss:.4f}"
+            if math.isfinite(epoch.val_loss):
+                result += f", validation loss {epoch.val_loss:.4f}, validation accuracy {epoch.val_accuracy:.2%}"
             if not self.epochs.disable:
                 self.epochs.update()
-                self.epochs.set_postfix(loss=f"{epoch.train_loss:.4f}", val_loss=f"{epoch.val_loss:.4f}",
-                                        val_accuracy=f"{epoch.val_accuracy:.2%}")
+                self.epochs.set_postfix_str(result)
             elif self.prints:
-                print(f"epoch {epoch.number} of {self.total}: training loss {epoch.train_loss:.4f}, "
-                      f"validation loss {epoch.val_loss:.4f}, validation accuracy {epoch.val_accuracy:.2%}, "
-                      f"{epoch.seconds:.1f} s", file=sys.stderr, flush=True)
+                print(f"epoch {epoch.number} of {self.total}: {result}, {epoch.seconds:.1f} s", file=sys.stderr,
+                      flush=True)
+        return history
 
 
 def test_model(options: argparse.Namespace, device: "torch.device") -> None:

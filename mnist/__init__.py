@@ -8,8 +8,13 @@ The names in `__all__` are imported on first use, so `import mnist` itself costs
 other public name is imported from its module; CONTRIBUTING.md has the map of the modules.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# PyTorch's threads wait for each other in a loop before they sleep. On a busy machine they keep each other from working
+# that way, so the loop is short here. That takes effect where PyTorch is imported after this.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from mnist.networks import MNIST_CNN

@@ -1,5 +1,6 @@
 """What a checkpoint holds: everything that changes while a network trains."""
 
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from mnist.distributed import is_first
 from mnist.files import write_atomically
 from mnist.weights import WeightsError, pack, unpack
 
+# the settings that checkpoints from before December 2026 lack
+BEFORE_MUON = {"muon": None, "label_smoothing": 0.0, "proxy": 1.0}
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -19,14 +23,19 @@ class Epoch:
 
     number: int  # counted from 1
     train_loss: float  # over the epoch's augmented images, each computed when the image was trained on
-    val_loss: float
-    val_accuracy: float  # 0 to 1
+    val_loss: float  # NaN without validation
+    val_accuracy: float  # 0 to 1; NaN without validation
     seconds: float
     learning_rates: tuple[float, ...] = ()  # of each step; older checkpoints lack it
 
 
 def best_epoch(history: list[Epoch]) -> Epoch:
-    """The epoch with the highest validation accuracy; a lower validation loss breaks ties."""
+    """The epoch with the highest validation accuracy; a lower validation loss breaks ties.
+
+    Without validation it is the last one.
+    """
+    if math.isnan(history[-1].val_accuracy):
+        return history[-1]
     return max(history, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
 
 
@@ -98,4 +107,5 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise WeightsError(f"{path} is not a checkpoint of this project's training")
     if "hardest" in content["recipe"]:  # the name in checkpoints from before November 2026
         content["recipe"]["hard_examples"] = content["recipe"].pop("hardest")
+    content["recipe"] = BEFORE_MUON | content["recipe"]
     return content

@@ -1,10 +1,11 @@
 """A training run and its files: the checkpoint, the weights of the best and of the last epoch, the log."""
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,19 @@ class TrainingRun:
         torch.manual_seed(seed)
         self.model = NETWORKS[network]().to(device)
 
-    def epochs(self, *, resume: bool, log_dir: Path | None = None, batch_bar: tqdm | None = None,
-               **settings: Any) -> Iterator[Epoch]:
-        """Train, epoch by epoch, with a checkpoint; `settings` are passed on to `mnist.train.train`."""
+    def epochs(self, *, resume: bool, validate: bool = True, log_dir: Path | None = None,
+               batch_bar: tqdm | None = None, **settings: Any) -> Iterator[Epoch]:
+        """Train, epoch by epoch, with a checkpoint; `settings` are passed on to `mnist.train.train`.
+
+        Without `validate`, only the weights of the last epoch are validated, by `save`.
+        """
         def epochs() -> Iterator[Epoch]:
             checkpoint = checkpoint_path(self.model_path)
             if is_first() and not resume:
                 set_aside(checkpoint)
-            yield from train(self.model, self.train_set, self.val_set, mean=self.mean, std=self.std, seed=self.seed,
-                             checkpoint=checkpoint, resume=resume, batch_bar=batch_bar, **settings)
+            yield from train(self.model, self.train_set, self.val_set if validate else None, mean=self.mean,
+                             std=self.std, seed=self.seed, checkpoint=checkpoint, resume=resume, batch_bar=batch_bar,
+                             **settings)
 
         yield from log_to_tensorboard(epochs(), log_dir, type(self.model).__name__, self.train_set[0], resume)
 
@@ -76,14 +81,19 @@ class TrainingRun:
         """
         stored = read_checkpoint(checkpoint_path(self.model_path))
         settings, history = stored["recipe"], [Epoch(**epoch) for epoch in stored["history"]]
-        best = best_epoch(history)
+        mean, std = settings.pop("mean"), settings.pop("std")
+        model = NETWORKS[settings.pop("network")]()
+        validated = math.isfinite(history[-1].val_accuracy)
+        if not validated:
+            model.load_state_dict(stored["model"])
+            val_loss, val_accuracy = evaluate(model, *self.val_set, mean=mean, std=std)
+            history[-1] = replace(history[-1], val_loss=val_loss, val_accuracy=val_accuracy)
+        best = best_epoch(history) if validated else history[-1]
         chance = np.bincount(self.val_set[1]).max() / len(self.val_set[1])
         if best.val_accuracy <= chance < 1:
             raise ValueError(f"the network learned nothing: its validation accuracy of {best.val_accuracy:.1%} is not "
                              f"above {chance:.1%}, the share of the most frequent class; no weights were saved: "
                              f"train for more epochs, or with a learning rate below {settings['learning_rate']:g}")
-        mean, std = settings.pop("mean"), settings.pop("std")
-        model = NETWORKS[settings.pop("network")]()
         training = settings | {"data": self.data_digest, "threads": torch.get_num_threads(), "torch": version("torch")}
         saved = []
         for path, weights, epoch in ((self.model_path, stored["best"], best),
@@ -93,7 +103,7 @@ class TrainingRun:
             calibration = calibrate(model.eval(), self.train_set, self.val_set, mean=mean, std=std, seed=self.seed)
             save_weights(path, model, mean=mean, std=std, **calibration, training=training | {"epoch": epoch.number},
                          val_accuracy=epoch.val_accuracy, test_accuracy=accuracy)
-            saved.append(SavedWeights(path, epoch.number, path == self.model_path, accuracy))
+            saved.append(SavedWeights(path, epoch.number, validated and path == self.model_path, accuracy))
         return saved
 
 
@@ -159,7 +169,8 @@ def log_to_tensorboard(epochs: Iterable[Epoch], log_dir: Path | None, network: s
     with SummaryWriter(log_dir, purge_step=1 if resume else None) as log:
         for epoch in epochs:
             for name in ("train_loss", "val_loss", "val_accuracy"):
-                log.add_scalar(name, getattr(epoch, name), epoch.number)
+                if math.isfinite(value := getattr(epoch, name)):
+                    log.add_scalar(name, value, epoch.number)
             yield epoch
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph needs PyTorch's deprecated tracer

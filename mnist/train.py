@@ -24,13 +24,16 @@ from mnist.augment import warp, warp_amounts
 from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
 from mnist.distributed import from_first_process, rank_and_world
 from mnist.evaluate import evaluate
+from mnist.muon import Muon
 from mnist.networks import pool_first
+from mnist.proxy import proxy_losses
 from mnist_utils import Split, batches, digest, normalize
 
 
-def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, std: float,
+def train(model: nn.Module, train_set: Split, val_set: Split | None, *, mean: float, std: float,
           epochs: int, batch_size: int, learning_rate: float, seed: int,
-          augment: bool = True, hard_examples: float = 1.0, amp: bool | None = None, patience: int | None = None,
+          augment: bool = True, muon: float | None = None, label_smoothing: float = 0.0, proxy: float = 1.0,
+          hard_examples: float = 1.0, amp: bool | None = None, patience: int | None = None,
           checkpoint: str | os.PathLike[str] | None = None, resume: bool = False,
           batch_bar: tqdm | None = None) -> Iterator[Epoch]:
     """Train `model` in place; each step of the iterator is one epoch.
@@ -39,14 +42,19 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
     peaks at `learning_rate` after three tenths of the steps. `train_set` and `val_set` are images
     (N, 28, 28) uint8 and labels (N,). Where `train_set` has probabilities (N, 10) instead of labels,
     the loss is the cross-entropy with them, as in knowledge distillation (Hinton et al. 2015).
+    Without a `val_set`, an epoch's validation loss and accuracy are NaN.
 
     mean, std      normalise the images; see `mean_std`
     seed           of the order and the warps. The same arguments give the same weights on one machine;
                    seed the initial weights before you build the model
     augment        warp the training images at random
+    muon           the peak of Muon's learning rate; it then trains the hidden layers: see `mnist.muon`
+    label_smoothing  mix the labels with so much of a uniform distribution (Szegedy et al. 2016)
+    proxy          selection via proxy: in the first epoch, train on this share of the images only, those
+                   with the highest loss in a much smaller network: see `mnist.proxy`
     hard_examples  hard example mining (Loshchilov & Hutter 2015): from the second epoch on, train on
-                   this share of the images only, those with the highest loss when last seen. It
-                   reaches a good accuracy early, and a lower one in the end
+                   this share of the images only, those with the highest loss when last seen. Both
+                   reach a good accuracy early, and a lower one in the end
     amp            compute in bfloat16. By default: if the hardware supports it natively
     patience       stop after so many epochs without a better one (see `best_epoch`)
     checkpoint     a file to write before the first epoch and after each epoch
@@ -64,21 +72,28 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
     device = next(model.parameters()).device
     images, labels = (torch.as_tensor(array).to(device) for array in train_set)
     labels = labels.float() if labels.ndim == 2 else labels.long()
-    if not len(images) or epochs < 1 or batch_size < 1 or not 0 < hard_examples <= 1:
+    if not len(images) or epochs < 1 or batch_size < 1 or not 0 < hard_examples <= 1 or not 0 < proxy <= 1:
         raise ValueError(f"there is nothing to train: {len(images)} images, {epochs} epochs, batches of {batch_size}, "
-                         f"{hard_examples:.0%} of the images as hard examples")
+                         f"{proxy:.0%} of the images by proxy, {hard_examples:.0%} as hard examples")
+    if patience and val_set is None:
+        raise ValueError("without validation, training cannot stop early: leave out patience")
     if resume and checkpoint is None:
         raise ValueError("to resume, train needs the path of a checkpoint")
     stored = from_first_process(lambda: read_checkpoint(checkpoint)) if resume and checkpoint else None
     if amp is None:
         amp = stored["recipe"].get("amp") if stored else from_first_process(lambda: bfloat16_is_fast(device))
-    steps = [math.ceil(_count(len(images), hard_examples, number) / batch_size) for number in range(1, epochs + 1)]
+    counts = [math.ceil(len(images) * share) for share in (proxy, *[hard_examples] * (epochs - 1))]
+    steps = [math.ceil(count / batch_size) for count in counts]
     model.to(memory_format=torch.channels_last)  # about a quarter faster on two CPU cores
-    optimizer = torch.optim.Adam(model.parameters(), fused=device.type != "mps")
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=sum(steps))
+    fused = device.type != "mps"
+    optimizer = (Muon(model, muon, learning_rate, fused=fused) if muon else
+                 torch.optim.Adam(model.parameters(), learning_rate, fused=fused))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups],
+                                                   total_steps=sum(steps))
     settings = {"network": type(model).__name__, "epochs": epochs, "batch_size": batch_size,
-                "learning_rate": learning_rate, "seed": seed, "augment": augment, "hard_examples": hard_examples,
-                "amp": amp, "mean": mean, "std": std, "data": digest(*train_set, *val_set) if checkpoint else None}
+                "learning_rate": learning_rate, "seed": seed, "augment": augment, "muon": muon,
+                "label_smoothing": label_smoothing, "proxy": proxy, "hard_examples": hard_examples, "amp": amp,
+                "mean": mean, "std": std, "data": digest(*train_set, *(val_set or ())) if checkpoint else None}
     state = TrainingState(model, optimizer, schedule, torch.Generator().manual_seed(seed), settings,
                           losses=torch.full([len(images)], math.inf, device=device))
     if stored and checkpoint:
@@ -94,9 +109,13 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # dropout's seed follows from the epoch and the process, so no checkpoint need hold its state
             torch.manual_seed((seed << 32) + (len(state.history) << 16) + rank_and_world()[0])
-            train_loss, learning_rates = _train_epoch(state, images, labels, batch_bar)
-        val_loss, val_accuracy = from_first_process(lambda: evaluate(model, *val_set, mean=mean, std=std))
-        for kind, loss in (("training", train_loss), ("validation", val_loss)):
+            if proxy < 1 and not state.history:
+                state.losses.copy_(from_first_process(lambda: proxy_losses(images, labels).cpu()))
+            train_loss, learning_rates = _train_epoch(state, images, labels, counts[len(state.history)], batch_bar)
+        val_loss, val_accuracy = math.nan, math.nan
+        if val_set is not None:
+            val_loss, val_accuracy = from_first_process(lambda: evaluate(model, *val_set, mean=mean, std=std))
+        for kind, loss in (("training", train_loss), *([("validation", val_loss)] if val_set is not None else [])):
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the {kind} loss became {loss} in epoch {len(state.history) + 1}: "
                                          f"try a learning rate below {learning_rate:g}")
@@ -115,20 +134,14 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _count(images: int, hard_examples: float, epoch: int) -> int:
-    """How many images an epoch, counted from 1, trains on."""
-    return images if epoch == 1 else math.ceil(hard_examples * images)
-
-
-def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor,
+def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, count: int,
                  batch_bar: tqdm | None) -> tuple[float, tuple[float, ...]]:
-    """Train once on all images, or on the hard examples; their mean loss, and each step's learning rate."""
+    """Train once on the `count` images with the highest loss; their mean loss, and each step's learning rate."""
     device, settings = images.device, state.settings
     rank, world = rank_and_world()
     network = pool_first(state.model)
     network = DistributedDataParallel(network) if world > 1 else network
     network.train()
-    count = _count(len(images), settings["hard_examples"], len(state.history) + 1)
     chosen = torch.arange(len(images), device=device) if count == len(images) else state.losses.topk(count).indices
     learning_rates = []
     # losses stay on the images' device, so that a GPU does not wait for the CPU before the epoch's end
@@ -140,10 +153,11 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor,
             pixels = warp(pixels, warp_amounts(len(index), state.generator)[rank::world].to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=settings["amp"]):
             logits = network(normalize(pixels, settings["mean"], settings["std"]))
-        loss = F.cross_entropy(logits.float(), labels[share], reduction="none")
+        loss = F.cross_entropy(logits.float(), labels[share], reduction="none",
+                               label_smoothing=settings["label_smoothing"])
         state.optimizer.zero_grad()
         (loss.sum() * world / len(index)).backward()  # DistributedDataParallel divides by the process count
-        learning_rates += state.schedule.get_last_lr()
+        learning_rates.append(state.schedule.get_last_lr()[0])
         state.optimizer.step()
         state.schedule.step()
         losses[share] = loss.detach()

@@ -115,8 +115,10 @@ def test_a_clock_that_is_set_back_does_not_matter(tmp_path):
     assert torch.equal(weights_of(resumed), weights_of(whole))
 
 
-def test_a_resumed_run_repeats_its_past_and_equals_the_whole_one(tmp_path):
-    options = {"epochs": 6, "hard_examples": 0.4}
+@pytest.mark.parametrize("options", [
+    {"hard_examples": 0.4}, {"muon": 0.1, "label_smoothing": 0.1, "proxy": 0.5, "hard_examples": 0.4}])
+def test_a_resumed_run_repeats_its_past_and_equals_the_whole_one(options, tmp_path):
+    options = options | {"epochs": 6}
     whole, epochs = run(**options)
     history = outcome(epochs)
     _, epochs = run(tmp_path / "checkpoint", **options)
@@ -157,7 +159,7 @@ def test_a_checkpoint_of_another_training_is_refused(change, fault, tmp_path):
     assert (tmp_path / "checkpoint").read_bytes() == before
 
 
-def test_a_checkpoint_with_the_former_name_of_hard_examples_still_resumes(tmp_path):
+def test_a_former_checkpoint_still_resumes(tmp_path):
     options = {"epochs": 4, "hard_examples": 0.4}
     whole, epochs = run(**options)
     history = outcome(epochs)
@@ -165,8 +167,10 @@ def test_a_checkpoint_with_the_former_name_of_hard_examples_still_resumes(tmp_pa
     next(epochs)
     content = read_checkpoint(tmp_path / "checkpoint")
     content["recipe"]["hardest"] = content["recipe"].pop("hard_examples")
+    for name in ("muon", "label_smoothing", "proxy"):  # which former checkpoints lack as well
+        del content["recipe"][name]
     for epoch in content["history"]:
-        del epoch["learning_rates"]  # which former checkpoints lack
+        del epoch["learning_rates"]
     torch.save(content, tmp_path / "checkpoint")
     resumed, epochs = run(tmp_path / "checkpoint", resume=True, **options)
     with pytest.warns(UserWarning, match="saved by an older version, without checksums"):

@@ -82,8 +82,9 @@ def test_train_and_test_leave_weights_that_state_what_is_printed(data, folder, c
     assert metadata["test_accuracy"] > 0.9 and metadata["training"]["epochs"] == 3
     assert metadata["training"]["data"] == digest_of_data
     lines = printed.out.splitlines()
-    assert lines[0].startswith(f"test accuracy {metadata['test_accuracy']:.2%} after epoch ")
-    assert lines[2].startswith(f"test accuracy {metadata['test_accuracy']:.2%}: ")
+    assert re.fullmatch(rf"trained in .+ s: 3 epochs, {torch.get_num_threads()} threads", lines[0])
+    assert lines[1].startswith(f"test accuracy {metadata['test_accuracy']:.2%} after epoch ")
+    assert lines[3].startswith(f"test accuracy {metadata['test_accuracy']:.2%}: ")
     assert re.search(r"accuracy +" + f"{metadata['test_accuracy']:.4f}", printed.out)
     picture = Image.open(folder / "figures" / "test_predictions.png")
     assert picture.width > 1000 and picture.height > 200
@@ -129,7 +130,8 @@ def test_every_switch_reaches_the_training(data, folder):
     recipe = read_checkpoint(folder / "new" / "mine.checkpoint")["recipe"]
     assert recipe | {"mean": 0, "std": 0, "data": 0} == {
         "network": "MNIST_CNN", "epochs": 2, "batch_size": 100, "learning_rate": 0.001, "seed": 5, "augment": False,
-        "hard_examples": 0.5, "amp": False, "mean": 0, "std": 0, "data": 0}
+        "muon": None, "label_smoothing": 0.0, "proxy": 1.0, "hard_examples": 0.5, "amp": False, "mean": 0, "std": 0,
+        "data": 0}
 
 
 def test_the_defaults_are_the_notebook_s():
@@ -143,10 +145,17 @@ def test_the_defaults_are_the_notebook_s():
         settings["EPOCHS"], settings["BATCH_SIZE"], settings["LEARNING_RATE"], settings["SEED"], settings["DATASET"])
 
 
-def test_a_recipe_sets_what_no_option_does(data, folder):
-    assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "2"]) == 0
+def test_a_recipe_sets_what_no_option_does(data, folder, capfd):
+    assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "20"]) == 0
     recipe, expected = read_checkpoint(folder / "MNIST-MODEL.checkpoint")["recipe"], RECIPES["fast"].settings()
-    assert recipe.items() >= (expected | {"epochs": 2, "amp": recipe["amp"]}).items()
+    assert recipe.items() >= (expected | {"epochs": 20, "amp": recipe["amp"]}).items()
+    printed = capfd.readouterr()
+    assert "validation" not in printed.err and printed.out.count("after epoch 20, the last: ") == 2  # it skips that
+    _, metadata = load_weights(folder / "MNIST-MODEL.pth")
+    assert metadata["val_accuracy"] > 0.5
+    assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "20",
+                           "--early-stopping", "1"]) == 0
+    assert "validation accuracy" in capfd.readouterr().err  # which stopping early needs
 
 
 @pytest.mark.parametrize("arguments, fault", [

@@ -1,14 +1,19 @@
 """Training: it learns, and it repeats."""
 
+import copy
 import io
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
 
 import mnist.train
+from mnist.checkpoint import best_epoch
 from mnist.evaluate import evaluate, predict
+from mnist.muon import Muon, orthogonal
 from mnist.networks import MNIST_CNN
 from mnist.train import train
 from mnist_utils import load_split, mean_std
@@ -120,6 +125,65 @@ def test_hard_examples_are_the_images_those_with_the_highest_loss(monkeypatch):
     expected = set(losses.topk(205).indices.tolist())
     assert len(seen[0]) == 2050 and len(seen[1]) == 205
     assert len(expected & set(seen[1].tolist())) > 200  # a few are level but for rounding
+
+
+@pytest.mark.parametrize("shape", [(20, 250), (50, 50), (64, 25)])
+def test_muon_s_update_has_the_singular_vectors_of_the_momentum_and_singular_values_near_one(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    in_its_vectors = left.T @ orthogonal(matrix) @ right.T
+    found = in_its_vectors.diagonal()
+    assert torch.allclose(in_its_vectors, found.diag(), atol=1e-4)
+    assert 0.65 < found[values > values.max() / 100].min() and found.max() < 1.25
+
+
+def test_muon_trains_the_hidden_weights_at_a_fixed_norm_and_adam_all_others():
+    torch.manual_seed(0)
+    model = MNIST_CNN()
+    twin = copy.deepcopy(model)
+    muon, adam = Muon(model, 0.1, 1e-2, fused=True), torch.optim.Adam(twin.parameters(), 1e-2, fused=True)
+    for _ in range(2):
+        muon.zero_grad()
+        model(torch.randn(8, 1, 28, 28)).square().sum().backward()
+        for own, other in zip(model.parameters(), twin.parameters()):
+            other.grad = own.grad.clone()
+        muon.step()
+        adam.step()
+    hidden = {"conv1.weight", "conv2.weight", "fc1.weight"}
+    for (name, own), other in zip(model.named_parameters(), twin.parameters()):
+        assert torch.equal(own, other) == (name not in hidden)
+        if name in hidden:
+            assert own.norm().item() == pytest.approx(len(own) ** 0.5, rel=0.1)
+
+
+def test_the_proxy_finds_the_images_that_are_hard(monkeypatch):
+    """Wrong labels are the hardest, and the first epoch trains on no other images than it names."""
+    images, labels = TRAIN[0], TRAIN[1].copy()
+    wrong = np.random.default_rng(0).permutation(len(labels))[:100]
+    labels[wrong] = (labels[wrong] + 1) % 10
+    seen, real = [], mnist.train.batches
+    monkeypatch.setattr(mnist.train, "batches", lambda indices, *rest: seen.append(indices) or real(indices, *rest))
+    list(train(MNIST_CNN(), (images, labels), None, **RECIPE | {"epochs": 1, "proxy": 0.2}))
+    assert len(seen[0]) == 410 and len(set(wrong) & set(seen[0].tolist())) > 70  # 20 by chance
+
+
+def test_label_smoothing_is_that_of_torch():
+    """Weights that stand still: the loss is torch's own."""
+    model, _ = trained(epochs=1)
+    still = {"epochs": 1, "learning_rate": 1e-12, "augment": False, "amp": False, "label_smoothing": 0.2}
+    history = list(train(model, TRAIN, None, **RECIPE | still))
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=0.2)(predict(model, TRAIN[0], **SCALE),
+                                                              torch.from_numpy(TRAIN[1]).long())
+    assert history[0].train_loss == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_without_validation_the_last_epoch_is_the_best():
+    torch.manual_seed(0)
+    history = list(train(MNIST_CNN(), TRAIN, None, **RECIPE))
+    assert all(math.isnan(epoch.val_loss) and math.isnan(epoch.val_accuracy) for epoch in history)
+    assert best_epoch(history) is history[-1]
+    with pytest.raises(ValueError, match="cannot stop early"):
+        next(train(MNIST_CNN(), TRAIN, None, **RECIPE | {"patience": 2}))
 
 
 def test_patience_stops_once_the_best_epoch_is_long_past():
