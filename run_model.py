@@ -9,7 +9,7 @@
     python run_model.py --mode export --format onnx export the network to other runtimes
     python run_model.py --mode train-detector       train what finds the digits in pictures, in half an hour
 
-Training writes NAME.pth (the weights of the best epoch), NAME.final.pth (the last epoch) and
+Training writes NAME.pth (the weights of the best epoch in validation), NAME.final.pth (the last epoch) and
 NAME.checkpoint (for --resume). The previous checkpoint becomes NAME.old.checkpoint.
 With --data that the checkpoint was not trained on, --resume fine-tunes the weights on it, mixed with
 MNIST's training images.
@@ -197,6 +197,7 @@ def train_model(options: argparse.Namespace, device: "torch.device") -> None:
 
     recipe = RECIPES[options.recipe or "notebook"]
     chosen = training_settings(options, recipe.settings())
+    chosen["validate"] |= bool(options.early_stopping)
     run = TrainingRun(options.network or recipe.network, options.data, options.model_path, seed=options.seed,
                       device=device)
     if is_first():
@@ -205,9 +206,8 @@ def train_model(options: argparse.Namespace, device: "torch.device") -> None:
         print(f"data: {data_in_words(options.data, run.data_digest)}", file=sys.stderr, flush=True)
     with sole_training(options.model_path):
         with ProgressBars(chosen["epochs"]) as bars:
-            history = bars.follow(run.epochs(
-                resume=options.resume, validate=recipe.validate or bool(options.early_stopping),
-                log_dir=options.log_dir, patience=options.early_stopping, batch_bar=bars.batches, **chosen))
+            history = bars.follow(run.epochs(resume=options.resume, log_dir=options.log_dir,
+                                             patience=options.early_stopping, batch_bar=bars.batches, **chosen))
         results = from_first_process(run.save)
     if is_first():
         print(f"trained in {sum(epoch.seconds for epoch in history):.1f} s: {len(history)} epochs, "

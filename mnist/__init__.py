@@ -12,8 +12,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# PyTorch's threads wait for each other in a loop before they sleep. On a busy machine they keep each other from working
-# that way, so the loop is short here. That takes effect where PyTorch is imported after this.
+# PyTorch's threads busy-wait for each other before they sleep. On a loaded machine that takes time from the others, so
+# the wait is short here. It takes effect on Linux, where PyTorch is imported after this.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:

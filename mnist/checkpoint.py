@@ -19,7 +19,7 @@ BEFORE_MUON = {"muon": None, "label_smoothing": 0.0, "proxy": 1.0}
 
 @dataclass(frozen=True)
 class Epoch:
-    """The outcome of one pass over the training images. Losses are mean cross-entropies in nats."""
+    """The outcome of one epoch. Losses are mean cross-entropies in nats; in training, with the smoothed labels."""
 
     number: int  # counted from 1
     train_loss: float  # over the epoch's augmented images, each computed when the image was trained on
@@ -32,11 +32,10 @@ class Epoch:
 def best_epoch(history: list[Epoch]) -> Epoch:
     """The epoch with the highest validation accuracy; a lower validation loss breaks ties.
 
-    Without validation it is the last one.
+    Where no epoch was validated it is the last one.
     """
-    if math.isnan(history[-1].val_accuracy):
-        return history[-1]
-    return max(history, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
+    validated = [epoch for epoch in history if math.isfinite(epoch.val_accuracy)]
+    return max(validated or history[-1:], key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
 
 
 class TrainingState:
@@ -107,5 +106,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise WeightsError(f"{path} is not a checkpoint of this project's training")
     if "hardest" in content["recipe"]:  # the name in checkpoints from before November 2026
         content["recipe"]["hard_examples"] = content["recipe"].pop("hardest")
-    content["recipe"] = BEFORE_MUON | content["recipe"]
+    if "hard_examples" in content["recipe"]:
+        content["recipe"] = BEFORE_MUON | content["recipe"]
     return content

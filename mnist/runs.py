@@ -58,19 +58,15 @@ class TrainingRun:
         torch.manual_seed(seed)
         self.model = NETWORKS[network]().to(device)
 
-    def epochs(self, *, resume: bool, validate: bool = True, log_dir: Path | None = None,
-               batch_bar: tqdm | None = None, **settings: Any) -> Iterator[Epoch]:
-        """Train, epoch by epoch, with a checkpoint; `settings` are passed on to `mnist.train.train`.
-
-        Without `validate`, only the weights of the last epoch are validated, by `save`.
-        """
+    def epochs(self, *, resume: bool, log_dir: Path | None = None, batch_bar: tqdm | None = None,
+               **settings: Any) -> Iterator[Epoch]:
+        """Train, epoch by epoch, with a checkpoint; `settings` are passed on to `mnist.train.train`."""
         def epochs() -> Iterator[Epoch]:
             checkpoint = checkpoint_path(self.model_path)
             if is_first() and not resume:
                 set_aside(checkpoint)
-            yield from train(self.model, self.train_set, self.val_set if validate else None, mean=self.mean,
-                             std=self.std, seed=self.seed, checkpoint=checkpoint, resume=resume, batch_bar=batch_bar,
-                             **settings)
+            yield from train(self.model, self.train_set, self.val_set, mean=self.mean, std=self.std, seed=self.seed,
+                             checkpoint=checkpoint, resume=resume, batch_bar=batch_bar, **settings)
 
         yield from log_to_tensorboard(epochs(), log_dir, type(self.model).__name__, self.train_set[0], resume)
 
@@ -83,24 +79,27 @@ class TrainingRun:
         settings, history = stored["recipe"], [Epoch(**epoch) for epoch in stored["history"]]
         mean, std = settings.pop("mean"), settings.pop("std")
         model = NETWORKS[settings.pop("network")]()
-        validated = math.isfinite(history[-1].val_accuracy)
+        best = best_epoch(history)
+        validated = math.isfinite(best.val_accuracy)
         if not validated:
-            model.load_state_dict(stored["model"])
+            model.load_state_dict(stored["best"])
             val_loss, val_accuracy = evaluate(model, *self.val_set, mean=mean, std=std)
-            history[-1] = replace(history[-1], val_loss=val_loss, val_accuracy=val_accuracy)
-        best = best_epoch(history) if validated else history[-1]
+            best = history[-1] = replace(best, val_loss=val_loss, val_accuracy=val_accuracy)
         chance = np.bincount(self.val_set[1]).max() / len(self.val_set[1])
         if best.val_accuracy <= chance < 1:
             raise ValueError(f"the network learned nothing: its validation accuracy of {best.val_accuracy:.1%} is not "
                              f"above {chance:.1%}, the share of the most frequent class; no weights were saved: "
                              f"train for more epochs, or with a learning rate below {settings['learning_rate']:g}")
         training = settings | {"data": self.data_digest, "threads": torch.get_num_threads(), "torch": version("torch")}
-        saved = []
+        saved, measured = [], dict[int, Any]()
         for path, weights, epoch in ((self.model_path, stored["best"], best),
                                      (beside(self.model_path, ".final.pth"), stored["model"], history[-1])):
             model.load_state_dict(weights)
-            _, accuracy = evaluate(model, *self.test_set, mean=mean, std=std)
-            calibration = calibrate(model.eval(), self.train_set, self.val_set, mean=mean, std=std, seed=self.seed)
+            if epoch.number not in measured:  # often the last epoch is the best
+                accuracy = evaluate(model, *self.test_set, mean=mean, std=std)[1]
+                measured[epoch.number] = accuracy, calibrate(model.eval(), self.train_set, self.val_set, mean=mean,
+                                                             std=std, seed=self.seed)
+            accuracy, calibration = measured[epoch.number]
             save_weights(path, model, mean=mean, std=std, **calibration, training=training | {"epoch": epoch.number},
                          val_accuracy=epoch.val_accuracy, test_accuracy=accuracy)
             saved.append(SavedWeights(path, epoch.number, validated and path == self.model_path, accuracy))

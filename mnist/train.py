@@ -30,38 +30,40 @@ from mnist.proxy import proxy_losses
 from mnist_utils import Split, batches, digest, normalize
 
 
-def train(model: nn.Module, train_set: Split, val_set: Split | None, *, mean: float, std: float,
+def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, std: float,
           epochs: int, batch_size: int, learning_rate: float, seed: int,
           augment: bool = True, muon: float | None = None, label_smoothing: float = 0.0, proxy: float = 1.0,
-          hard_examples: float = 1.0, amp: bool | None = None, patience: int | None = None,
+          hard_examples: float = 1.0, amp: bool | None = None, validate: bool = True, patience: int | None = None,
           checkpoint: str | os.PathLike[str] | None = None, resume: bool = False,
           batch_bar: tqdm | None = None) -> Iterator[Epoch]:
     """Train `model` in place; each step of the iterator is one epoch.
 
-    The optimizer is Adam. The learning rate follows a one-cycle schedule (Smith & Topin 2018) that
+    The optimizer is Adam, or Muon with Adam. The learning rate follows a one-cycle schedule (Smith & Topin 2018) that
     peaks at `learning_rate` after three tenths of the steps. `train_set` and `val_set` are images
     (N, 28, 28) uint8 and labels (N,). Where `train_set` has probabilities (N, 10) instead of labels,
     the loss is the cross-entropy with them, as in knowledge distillation (Hinton et al. 2015).
-    Without a `val_set`, an epoch's validation loss and accuracy are NaN.
 
     mean, std      normalise the images; see `mean_std`
-    seed           of the order and the warps. The same arguments give the same weights on one machine;
+    seed           of the order, the warps and the proxy. The same arguments give the same weights on one machine;
                    seed the initial weights before you build the model
     augment        warp the training images at random
-    muon           the peak of Muon's learning rate; it then trains the hidden layers: see `mnist.muon`
-    label_smoothing  mix the labels with so much of a uniform distribution (Szegedy et al. 2016)
+    muon           the peak of Muon's learning rate, which then trains the hidden layers: see `mnist.muon`.
+                   `learning_rate` is Adam's, and the one that an epoch records
+    label_smoothing  the share of the uniform distribution in the labels (Szegedy et al. 2016), 0 to 1
     proxy          selection via proxy: in the first epoch, train on this share of the images only, those
-                   with the highest loss in a much smaller network: see `mnist.proxy`
+                   with the highest loss in a much cheaper network: see `mnist.proxy`
     hard_examples  hard example mining (Loshchilov & Hutter 2015): from the second epoch on, train on
-                   this share of the images only, those with the highest loss when last seen. Both
-                   reach a good accuracy early, and a lower one in the end
+                   this share of the images only, those with the highest loss when last trained on.
+                   An image that was not trained on counts with its loss in the proxy. `proxy` and
+                   `hard_examples` reach a good accuracy early, and a lower one in the end
     amp            compute in bfloat16. By default: if the hardware supports it natively
+    validate       measure loss and accuracy on `val_set` after each epoch; otherwise they are NaN
     patience       stop after so many epochs without a better one (see `best_epoch`)
     checkpoint     a file to write before the first epoch and after each epoch
     resume         continue from the checkpoint's last epoch, and yield the earlier epochs first. The
                    final weights equal those of an uninterrupted training run bit for bit, on one kind of
                    device, with one number of threads and of processes. All settings but `patience`
-                   must be the same; `amp` may be left out
+                   and `validate` must be the same; `amp` may be left out
     batch_bar      a tqdm bar that restarts at each epoch and advances with each batch
 
     The model is left in training mode and in channels_last format. Nothing happens before the first
@@ -75,7 +77,10 @@ def train(model: nn.Module, train_set: Split, val_set: Split | None, *, mean: fl
     if not len(images) or epochs < 1 or batch_size < 1 or not 0 < hard_examples <= 1 or not 0 < proxy <= 1:
         raise ValueError(f"there is nothing to train: {len(images)} images, {epochs} epochs, batches of {batch_size}, "
                          f"{proxy:.0%} of the images by proxy, {hard_examples:.0%} as hard examples")
-    if patience and val_set is None:
+    if not 0 <= label_smoothing <= 1 or (muon is not None and muon <= 0):
+        raise ValueError(f"label smoothing is 0 to 1, and Muon's learning rate above 0, "
+                         f"not {label_smoothing} and {muon}")
+    if patience and not validate:
         raise ValueError("without validation, training cannot stop early: leave out patience")
     if resume and checkpoint is None:
         raise ValueError("to resume, train needs the path of a checkpoint")
@@ -86,14 +91,14 @@ def train(model: nn.Module, train_set: Split, val_set: Split | None, *, mean: fl
     steps = [math.ceil(count / batch_size) for count in counts]
     model.to(memory_format=torch.channels_last)  # about a quarter faster on two CPU cores
     fused = device.type != "mps"
-    optimizer = (Muon(model, muon, learning_rate, fused=fused) if muon else
+    optimizer = (Muon(model, muon, learning_rate, fused=fused) if muon is not None else
                  torch.optim.Adam(model.parameters(), learning_rate, fused=fused))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups],
                                                    total_steps=sum(steps))
     settings = {"network": type(model).__name__, "epochs": epochs, "batch_size": batch_size,
                 "learning_rate": learning_rate, "seed": seed, "augment": augment, "muon": muon,
                 "label_smoothing": label_smoothing, "proxy": proxy, "hard_examples": hard_examples, "amp": amp,
-                "mean": mean, "std": std, "data": digest(*train_set, *(val_set or ())) if checkpoint else None}
+                "mean": mean, "std": std, "data": digest(*train_set, *val_set) if checkpoint else None}
     state = TrainingState(model, optimizer, schedule, torch.Generator().manual_seed(seed), settings,
                           losses=torch.full([len(images)], math.inf, device=device))
     if stored and checkpoint:
@@ -113,9 +118,9 @@ def train(model: nn.Module, train_set: Split, val_set: Split | None, *, mean: fl
                 state.losses.copy_(from_first_process(lambda: proxy_losses(images, labels).cpu()))
             train_loss, learning_rates = _train_epoch(state, images, labels, counts[len(state.history)], batch_bar)
         val_loss, val_accuracy = math.nan, math.nan
-        if val_set is not None:
+        if validate:
             val_loss, val_accuracy = from_first_process(lambda: evaluate(model, *val_set, mean=mean, std=std))
-        for kind, loss in (("training", train_loss), *([("validation", val_loss)] if val_set is not None else [])):
+        for kind, loss in [("training", train_loss), ("validation", val_loss)][:1 + validate]:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the {kind} loss became {loss} in epoch {len(state.history) + 1}: "
                                          f"try a learning rate below {learning_rate:g}")

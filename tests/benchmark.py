@@ -4,7 +4,7 @@ In turns, in one process, on all of MNIST, on two cores:
 - PyTorch's own MNIST example: its network of 1,199,882 parameters, its optimizer, schedule and data
   loader, until an epoch ends with 99.0 % of the test images right; three seeds;
 - MNIST_CNN by the recipe fast, which has a fixed length; ten seeds, three or four after each run of the example.
-Then once, until the same: MNIST_CNN as tutorials train it, by Adam at 1e-3 in batches of 64.
+Then once, until 99.0 % or for eight epochs: MNIST_CNN as tutorials train it, by Adam at 1e-3 in batches of 64.
 
 The time of testing is not counted. The test images choose nothing: the recipe fast was chosen by its
 validation accuracy. The results go to figures/bench.json and figures/bench.png.
@@ -88,13 +88,13 @@ def example(seed: int, loader: DataLoader, test: tuple) -> dict:
 
 def ours(name: str, seeds: Iterable[int], data: tuple, recipe: dict) -> dict:
     """Train by the recipe once for each seed, without validation."""
-    train_set, (test_images, test_labels, mean, std) = data
+    train_set, val_set, (test_images, test_labels, mean, std) = data
     seconds, accuracies = [], []
     for seed in tqdm(seeds, desc=name, leave=False, disable=None):
         torch.manual_seed(seed)
         model = MNIST_CNN()
         start = time.perf_counter()
-        for _ in train(model, train_set, None, mean=mean, std=std, seed=seed, **recipe):
+        for _ in train(model, train_set, val_set, mean=mean, std=std, seed=seed, **recipe | {"validate": False}):
             pass
         seconds.append(time.perf_counter() - start)
         accuracies.append(evaluate(model, test_images, test_labels, mean=mean, std=std)[1])
@@ -143,7 +143,9 @@ def by_command(folder: str) -> subprocess.Popen:
 
 def seconds_of(process: subprocess.Popen) -> float:
     """The seconds of training that a command has printed."""
-    return float(re.search(r"trained in (\S+) s", process.communicate()[0])[1])
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    return float(re.search(r"trained in (\S+) s", printed)[1])
 
 
 def under_load(runs: int = 5) -> dict[str, list[float]]:
@@ -170,7 +172,7 @@ def main() -> None:
     images, labels = load_split("train", ROOT / "dataset")
     mean, std = mean_std(images)
     test = (*load_split("test", ROOT / "dataset"), mean, std)
-    data = hold_out(images, labels)[0], test
+    data = *hold_out(images, labels), test
 
     examples, fast = [], []
     with tempfile.TemporaryDirectory() as folder:

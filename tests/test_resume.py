@@ -44,8 +44,9 @@ def weights_of(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def outcome(history) -> list[tuple]:
-    return [(epoch.number, epoch.train_loss, epoch.val_loss, epoch.val_accuracy) for epoch in history]
+def outcome(history) -> list[str]:
+    """As text, in which NaN equals NaN, and equal floats alone are equal."""
+    return [repr((epoch.number, epoch.train_loss, epoch.val_loss, epoch.val_accuracy)) for epoch in history]
 
 
 def process(checkpoint: Path, resume: bool, slow_disk: bool, done: Path, epochs: int) -> None:
@@ -116,7 +117,8 @@ def test_a_clock_that_is_set_back_does_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("options", [
-    {"hard_examples": 0.4}, {"muon": 0.1, "label_smoothing": 0.1, "proxy": 0.5, "hard_examples": 0.4}])
+    {"hard_examples": 0.4},
+    {"muon": 0.1, "label_smoothing": 0.1, "proxy": 0.5, "hard_examples": 0.4, "validate": False}])
 def test_a_resumed_run_repeats_its_past_and_equals_the_whole_one(options, tmp_path):
     options = options | {"epochs": 6}
     whole, epochs = run(**options)

@@ -150,7 +150,7 @@ def test_a_recipe_sets_what_no_option_does(data, folder, capfd):
     recipe, expected = read_checkpoint(folder / "MNIST-MODEL.checkpoint")["recipe"], RECIPES["fast"].settings()
     assert recipe.items() >= (expected | {"epochs": 20, "amp": recipe["amp"]}).items()
     printed = capfd.readouterr()
-    assert "validation" not in printed.err and printed.out.count("after epoch 20, the last: ") == 2  # it skips that
+    assert "validation" not in printed.err and printed.out.count("after epoch 20, the last: ") == 2
     _, metadata = load_weights(folder / "MNIST-MODEL.pth")
     assert metadata["val_accuracy"] > 0.5
     assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "20",

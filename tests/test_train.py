@@ -90,8 +90,15 @@ def test_a_schedule_of_any_length_works(epochs, batch_size):
                           **RECIPE | {"epochs": epochs, "batch_size": batch_size}))) == epochs
 
 
+@pytest.mark.parametrize("wrong", [{"label_smoothing": -0.1}, {"label_smoothing": 1.5}, {"muon": 0.0}, {"muon": -1.0}])
+def test_settings_out_of_range_are_said(wrong):
+    with pytest.raises(ValueError, match="label smoothing is 0 to 1, and Muon's learning rate above 0, not"):
+        trained(**wrong)
+
+
 def test_nothing_to_train_on_is_said():
-    for images, options in ((IMAGES[:0], {}), (IMAGES[:10], {"epochs": 0}), (IMAGES[:10], {"batch_size": 0})):
+    for images, options in ((IMAGES[:0], {}), (IMAGES[:10], {"epochs": 0}), (IMAGES[:10], {"batch_size": 0}),
+                            (IMAGES[:10], {"proxy": 0.0}), (IMAGES[:10], {"hard_examples": 1.5})):
         with pytest.raises(ValueError, match="nothing to train"):
             next(train(MNIST_CNN(), (images, LABELS[:len(images)]), VALIDATION, **RECIPE | options))
 
@@ -163,27 +170,30 @@ def test_the_proxy_finds_the_images_that_are_hard(monkeypatch):
     labels[wrong] = (labels[wrong] + 1) % 10
     seen, real = [], mnist.train.batches
     monkeypatch.setattr(mnist.train, "batches", lambda indices, *rest: seen.append(indices) or real(indices, *rest))
-    list(train(MNIST_CNN(), (images, labels), None, **RECIPE | {"epochs": 1, "proxy": 0.2}))
-    assert len(seen[0]) == 410 and len(set(wrong) & set(seen[0].tolist())) > 70  # 20 by chance
+    losses, real_proxy = [], mnist.train.proxy_losses
+    monkeypatch.setattr(mnist.train, "proxy_losses", lambda *data: losses.append(real_proxy(*data)) or losses[0])
+    list(train(MNIST_CNN(), (images, labels), VALIDATION, **RECIPE | {"epochs": 1, "proxy": 0.2}))
+    chosen = set(seen[0].tolist())
+    assert chosen == set(losses[0].topk(410).indices.tolist())
+    assert len(set(wrong) & chosen) > 70  # 20 by chance
 
 
 def test_label_smoothing_is_that_of_torch():
     """Weights that stand still: the loss is torch's own."""
     model, _ = trained(epochs=1)
     still = {"epochs": 1, "learning_rate": 1e-12, "augment": False, "amp": False, "label_smoothing": 0.2}
-    history = list(train(model, TRAIN, None, **RECIPE | still))
+    history = list(train(model, TRAIN, VALIDATION, **RECIPE | still))
     expected = torch.nn.CrossEntropyLoss(label_smoothing=0.2)(predict(model, TRAIN[0], **SCALE),
                                                               torch.from_numpy(TRAIN[1]).long())
     assert history[0].train_loss == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_without_validation_the_last_epoch_is_the_best():
-    torch.manual_seed(0)
-    history = list(train(MNIST_CNN(), TRAIN, None, **RECIPE))
+    _, history = trained(validate=False)
     assert all(math.isnan(epoch.val_loss) and math.isnan(epoch.val_accuracy) for epoch in history)
     assert best_epoch(history) is history[-1]
     with pytest.raises(ValueError, match="cannot stop early"):
-        next(train(MNIST_CNN(), TRAIN, None, **RECIPE | {"patience": 2}))
+        trained(validate=False, patience=2)
 
 
 def test_patience_stops_once_the_best_epoch_is_long_past():
