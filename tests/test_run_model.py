@@ -148,6 +148,7 @@ def test_the_defaults_are_the_notebook_s():
 def test_a_recipe_sets_what_no_option_does(data, folder, capfd):
     assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "20"]) == 0
     recipe, expected = read_checkpoint(folder / "MNIST-MODEL.checkpoint")["recipe"], RECIPES["fast"].settings()
+    del expected["validate"]  # a checkpoint may be resumed with or without
     assert recipe.items() >= (expected | {"epochs": 20, "amp": recipe["amp"]}).items()
     printed = capfd.readouterr()
     assert "validation" not in printed.err and printed.out.count("after epoch 20, the last: ") == 2
