@@ -5,7 +5,7 @@
 # make study   train what the study lacks, measure all of it (hours without its weights; PROCESSES=4 where
 #              there are as many cores, and 16 GB of memory), and store the report study/evidence.ipynb
 # make bench   measure the speed of training, exports and page, and how well handwriting is read
-#              (twenty minutes; leave the machine alone meanwhile)
+#              (more than half an hour; leave the machine alone meanwhile)
 # make fuzz    mutate every kind of file for SECONDS each (default 10), and see what is read
 # make faults  kill a training a hundred times, and the page while two hundred people draw (ten minutes)
 # make lock    write the versions of all packages to constraints.txt, after a change of pyproject.toml
