@@ -276,6 +276,10 @@ def fine_tune(options: argparse.Namespace, device: "torch.device") -> None:
     print(f"the weights: {options.model_path}; the former weights: {run.previous}")
 
 
+# an epoch's results: their short names on a bar, and in words
+RESULTS = {"loss": "training loss", "val_loss": "validation loss", "val_accuracy": "validation accuracy"}
+
+
 class ProgressBars:
     """A training run's progress on stderr: two bars on a terminal, a line for each epoch elsewhere."""
 
@@ -303,14 +307,15 @@ class ProgressBars:
         history = []
         for epoch in epochs:
             history.append(epoch)
-            result = f"training loss {epoch.train_loss:.4f}"
+            results = {"loss": f"{epoch.train_loss:.4f}"}
             if math.isfinite(epoch.val_loss):
-                result += f", validation loss {epoch.val_loss:.4f}, validation accuracy {epoch.val_accuracy:.2%}"
+                results |= {"val_loss": f"{epoch.val_loss:.4f}", "val_accuracy": f"{epoch.val_accuracy:.2%}"}
             if not self.epochs.disable:
                 self.epochs.update()
-                self.epochs.set_postfix_str(result)
+                self.epochs.set_postfix(results)
             elif self.prints:
-                print(f"epoch {epoch.number} of {self.total}: {result}, {epoch.seconds:.1f} s", file=sys.stderr,
+                words = ", ".join(f"{RESULTS[name]} {value}" for name, value in results.items())
+                print(f"epoch {epoch.number} of {self.total}: {words}, {epoch.seconds:.1f} s", file=sys.stderr,
                       flush=True)
         return history
 

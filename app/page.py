@@ -70,7 +70,7 @@ THEME = gr.themes.Default(primary_hue="blue", font=[gr.themes.LocalFont("Source 
     # white on Gradio's own blue has a contrast of 3.7, and text needs 4.5
     button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
     button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_800")
-# as wide as reads well; all tabs in sight: in a narrow window Gradio hides some in a menu; still, where that is wanted
+# as wide as reads well; all tabs in sight, where Gradio hides some in a menu; no motion, where a visitor prefers none
 STYLE = """main.app { max-width: 90rem; margin: 0 auto; }
 .show-api, .or { color: var(--body-text-color) !important; }
 @media (max-width: 30rem) {

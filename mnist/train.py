@@ -117,15 +117,16 @@ def train(model: nn.Module, train_set: Split, val_set: Split, *, mean: float, st
             if proxy < 1 and not state.history:
                 state.losses.copy_(from_first_process(lambda: proxy_losses(images, labels).cpu()))
             train_loss, learning_rates = _train_epoch(state, images, labels, counts[len(state.history)], batch_bar)
-        val_loss, val_accuracy = math.nan, math.nan
+        losses, val_accuracy = {"training": train_loss}, math.nan
         if validate:
-            val_loss, val_accuracy = from_first_process(lambda: evaluate(model, *val_set, mean=mean, std=std))
-        for kind, loss in [("training", train_loss), ("validation", val_loss)][:1 + validate]:
+            losses["validation"], val_accuracy = from_first_process(
+                lambda: evaluate(model, *val_set, mean=mean, std=std))
+        for kind, loss in losses.items():
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the {kind} loss became {loss} in epoch {len(state.history) + 1}: "
                                          f"try a learning rate below {learning_rate:g}")
-        state.record(Epoch(len(state.history) + 1, train_loss, val_loss, val_accuracy, time.perf_counter() - start,
-                           learning_rates))
+        state.record(Epoch(len(state.history) + 1, train_loss, losses.get("validation", math.nan), val_accuracy,
+                           time.perf_counter() - start, learning_rates))
         if checkpoint:
             state.save(checkpoint)
         yield state.history[-1]
