@@ -91,13 +91,6 @@ DOWNLOAD = """async () => {
     return link.click();
   }
 }"""
-# for screen readers: Gradio makes the picture a button without a name
-NAMED = """async () => {
-  await new Promise((go) => setTimeout(go, 100));
-  for (const one of document.querySelectorAll(".image-container button:not([aria-label])")) {
-    one.setAttribute("aria-label", "The picture, with an outline around each number");
-  }
-}"""
 ANY = "any"
 PROGRESS = gr.Progress()  # Gradio gives each call of a function with this default its own
 
@@ -421,7 +414,7 @@ class Page:
                                             elem_id="doubtful")
             with gr.Column():
                 outlined = gr.Image(label="Where the numbers are", show_label=False, interactive=False, format="png",
-                                    buttons=[], visible=False)
+                                    buttons=[], visible=False, alt_text="The picture, with an outline around each number")
         seen = gr.HTML(elem_id="seen", css_template=_file("tables.css"), apply_default_css=False)
         with gr.Accordion("As values", open=False):
             values = gr.JSON(show_label=False)
@@ -431,7 +424,6 @@ class Page:
         for choice in (keep, doubtful):
             choice.input(self.read_again, [file, keep, doubtful], answer, api_visibility="private",
                          concurrency_limit=2, trigger_mode="always_last")
-        outlined.change(js=NAMED)
         file.clear(lambda: (None, gr.update(value=None, visible=False), "", gr.update(value=[], visible=False)), None,
                    [*answer, doubtful], api_visibility="private", show_progress="hidden")
 

@@ -659,6 +659,7 @@ def test_axe_finds_nothing(browser, site, theme):
         check()
         upload(page, ROOT / "figures" / "samples" / "number.jpg")
         expect(page.locator("#seen")).to_contain_text("Read: ")
+        expect(page.get_by_role("button", name="The picture, with an outline around each number")).to_be_visible()
         check()
 
 
