@@ -414,7 +414,8 @@ class Page:
                                             elem_id="doubtful")
             with gr.Column():
                 outlined = gr.Image(label="Where the numbers are", show_label=False, interactive=False, format="png",
-                                    buttons=[], visible=False, alt_text="The picture, with an outline around each number")
+                                    alt_text="The picture, with an outline around each number", buttons=[],
+                                    visible=False)
         seen = gr.HTML(elem_id="seen", css_template=_file("tables.css"), apply_default_css=False)
         with gr.Accordion("As values", open=False):
             values = gr.JSON(show_label=False)
