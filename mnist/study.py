@@ -2,39 +2,42 @@
 
     python -m mnist.study                  train what is missing, measure everything: study/study.json
     python -m mnist.study --processes 4    the same results, sooner on a machine with more cores
+    python -m mnist.study --scheduler tcp://192.168.0.10:8786    the same on the workers of a Dask cluster
 
 Every network trains on the same 55,000 training images, in a process with one thread. The last
 epoch is evaluated, so no epoch is selected. The other 5,000 training images are for validation. The
 test images are used only after all training runs are done. The folder study/ keeps the runs: a
-finished run is not repeated, and an interrupted one continues from its last epoch.
+finished run is not repeated, and an interrupted one continues from its last epoch. A worker needs
+the repository and its packages; weights, checkpoints and results travel through Dask.
 """
 
 import argparse
 import contextlib
 import functools
+import hashlib
+import importlib
 import io
 import json
 import math
-import multiprocessing
 import platform
 import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from distributed import Client, Future, KilledWorker, wait
 from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import t as student_t
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
-from threadpoolctl import threadpool_limits
 from torch import nn
 from torchinfo import summary
 from tqdm import tqdm
@@ -42,6 +45,7 @@ from tqdm import tqdm
 from mnist.attacks import fgsm, pgd
 from mnist.augment import corrupt_half, warp, warp_amounts
 from mnist.calibrate import OOD_CHARACTERS, calibrate
+from mnist.cluster import Progress, connected
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import confidence_threshold, evaluate, expected_calibration_error, predict
 from mnist.files import write_atomically
@@ -51,11 +55,12 @@ from mnist.picture import crop, frame
 from mnist.recipes import STUDY, StudyRecipe
 from mnist.train import train
 from mnist.weights import WeightsError, load_weights, save_weights
-from mnist_utils import CLASSES, Split, find_idx, load_split, load_training, read_idx
+from mnist_utils import CLASSES, Split, digest, find_idx, load_split, load_training, read_idx
 
 FOLDER = Path("study")
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist has it
 IMAGES_PER_PASS = 55_000  # the learning curve repeats fewer images to fill a pass
+POLL = 5  # seconds between two looks at the checkpoints of running trainings
 
 ROBUSTNESS_TESTED = ("MNIST_CNN", "SixConv", "MNIST_CNN distilled", "MNIST_CNN robust")  # corrupted, attacked, OOD
 EPSILONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of attacks; 1 is full ink
@@ -99,102 +104,135 @@ def _letters() -> Iterator[np.ndarray]:
 
 # training
 
-def train_one(name: str, recipe: StudyRecipe, seed: int, folder: Path, data: str) -> None:
-    """Train one seed of a recipe and save its weights, unless they exist; resume where a checkpoint exists.
+class Data(NamedTuple):
+    """A data set that every worker has in a folder of its own."""
 
-    Raises WeightsError if the existing weights or checkpoint belong to another recipe.
-    """
-    path = weights_path(name, seed, folder)
-    if path.exists():
-        _, metadata = load_weights(path)
-        trained = metadata["training"]
-        if any(trained.get(key, value) != value for key, value in asdict(recipe).items() if key != "seeds"):
-            raise WeightsError(f"{path} belongs to another recipe: delete it, or undo the change of the recipe")
-        return
-    labelled, val_set, mean, std = load_training(data)
+    folder: str
+    digest: str  # of its training images and labels
+
+    def load(self) -> tuple[Split, Split, float, float]:
+        """What `load_training` gives. Raises ValueError where the worker's data are others."""
+        labelled, val_set, mean, std = load_training(self.folder)
+        if digest(*labelled, *val_set) != self.digest:
+            raise ValueError(f"the data in {self.folder} on {platform.node()} are others than the study's: copy them")
+        return labelled, val_set, mean, std
+
+
+class Job(NamedTuple):
+    """One training run of the study."""
+
+    name: str  # of the recipe
+    recipe: StudyRecipe
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """What its weights file is called."""
+        return f"{self.name.replace(' ', '-')}-{self.seed}.pth"
+
+
+def train_one(job: Job, data: Data, transfer: list[Split], progress: Progress) -> bytes:
+    """Train one seed of a recipe: the bytes of its weights file. Goes on from the checkpoint in `progress`."""
+    recipe, seed = job.recipe, job.seed
+    labelled, val_set, mean, std = data.load()
     train_set = labelled
     if recipe.images:
         chosen = np.random.default_rng(seed).permutation(len(labelled[0]))[:recipe.images]
         images, labels = (np.resize(array[chosen], (IMAGES_PER_PASS, *array.shape[1:])) for array in labelled)
         train_set = images, labels
     if recipe.teachers:
-        train_set = read_transfer_set(recipe.copies, folder)
+        train_set = transfer_set(transfer)
     if recipe.corrupted:
         train_set = corrupt_half(train_set[0], seed), train_set[1]
     torch.manual_seed(seed)
-    model, checkpoint = NETWORKS[recipe.network](), path.with_suffix(".checkpoint")
+    model = NETWORKS[recipe.network]()
     trained = with_batch_norm(model) if recipe.batch_norm else model
-    with tqdm(total=recipe.epochs, desc=path.stem, unit="epoch", leave=False, position=_slot(), disable=None) as bar, \
-            tqdm(desc="batches", unit="batch", leave=False, position=_slot() + 1, disable=None) as batch_bar:
+    with tempfile.TemporaryDirectory() as folder:
+        path, checkpoint = Path(folder, job.file), Path(folder, "checkpoint")
+        _, begun = progress.read()
+        if begun:
+            checkpoint.write_bytes(begun)
         for epoch in train(trained, train_set, val_set, mean=mean, std=std, seed=seed, checkpoint=checkpoint,
-                           resume=checkpoint.exists(), batch_bar=batch_bar, **recipe.settings()):
-            bar.update()
-            val_accuracy = epoch.val_accuracy
-    if recipe.batch_norm:
-        fold_batch_norm(trained, model)
-    calibration = calibrate(model.eval(), labelled, val_set, mean=mean, std=std, seed=seed)
-    training = asdict(recipe) | {"seed": seed, "threads": torch.get_num_threads(), "torch": version("torch")}
-    save_weights(path, model, mean=mean, std=std, **calibration, training=training, val_accuracy=val_accuracy)
+                           resume=checkpoint.exists(), **recipe.settings()):
+            progress.write(epoch.number, checkpoint.read_bytes())
+        if recipe.batch_norm:
+            fold_batch_norm(trained, model)
+        calibration = calibrate(model.eval(), labelled, val_set, mean=mean, std=std, seed=seed)
+        training = asdict(recipe) | {"seed": seed, "threads": torch.get_num_threads(), "torch": version("torch")}
+        save_weights(path, model, mean=mean, std=std, **calibration, training=training,
+                     val_accuracy=epoch.val_accuracy)
+        return path.read_bytes()
 
 
-def weights_path(name: str, seed: int, folder: Path = FOLDER) -> Path:
-    """The weights file of a finished training."""
-    return folder / f"{name.replace(' ', '-')}-{seed}.pth"
+def is_trained(job: Job, folder: Path) -> bool:
+    """Whether a training run's weights are there. Raises WeightsError if they belong to another recipe."""
+    path = folder / job.file
+    if not path.exists():
+        return False
+    trained = load_weights(path)[1]["training"]
+    if any(trained.get(key, value) != value for key, value in asdict(job.recipe).items() if key != "seeds"):
+        raise WeightsError(f"{path} belongs to another recipe: delete it, or undo the change of the recipe")
+    return True
 
 
-def label_transfer_copy(number: int, teachers: str, seeds: int, folder: Path, data: str) -> None:
-    """Write one copy of the transfer set, unless it exists: training images with the teachers' mean probabilities.
+def label_transfer_copy(number: int, teachers: list[bytes], data: Data, folder: Path) -> Split:
+    """One copy of the transfer set: the training images (N, 28, 28), and the teachers' mean probabilities (N, 10).
 
     Copy 0 holds the images as they are; each other copy holds them warped, with its number as the seed.
+    `teachers` are weights files. Keeps the copy in the worker's own folder, because it takes minutes.
     """
-    path = folder / f"transfer-{number}.npz"
-    if path.exists():
-        return
-    (images, _), _, mean, std = load_training(data)
+    kept = folder / f"transfer-{number}-{hashlib.sha256(b''.join(teachers)).hexdigest()[:16]}.npz"
+    if kept.exists():
+        with np.load(kept) as file:
+            return file["images"], file["answers"]
+    (images, _), _, mean, std = data.load()
     generator = torch.Generator().manual_seed(number)
     shown = torch.from_numpy(images)
     if number:
         shown = torch.cat([warp(part, warp_amounts(len(part), generator)).round().to(torch.uint8)
                            for part in shown.split(1000)])
-    models = [load_weights(weights_path(teachers, seed, folder))[0].to(memory_format=torch.channels_last)
-              for seed in range(seeds)]
     answers = torch.zeros(len(shown), CLASSES)
-    for model in models:
+    for teacher in teachers:
+        model = read_weights(teacher)[0].to(memory_format=torch.channels_last)
         answers += predict(model, shown, mean=mean, std=std).softmax(1)
-    answers /= len(models)
+    answers /= len(teachers)
     buffer = io.BytesIO()
     np.savez(buffer, images=shown.numpy(), answers=answers.numpy())
-    write_atomically(path, buffer.getvalue())
+    write_atomically(kept, buffer.getvalue())
+    return shown.numpy(), answers.numpy()
 
 
-def read_transfer_set(copies: int, folder: Path) -> Split:
-    """Images (N, 28, 28) and the teachers' probabilities (N, 10): all warped copies, and half as many unwarped ones."""
-    numbers = list(range(1, copies + 1)) + [0] * (copies // 2)
-    with contextlib.ExitStack() as stack:
-        files = {number: stack.enter_context(np.load(folder / f"transfer-{number}.npz")) for number in set(numbers)}
-        images, answers = (np.concatenate([files[number][part] for number in numbers])
-                           for part in ("images", "answers"))
-        return images, answers
+def transfer_set(copies: list[Split]) -> Split:
+    """Images (N, 28, 28) and the teachers' probabilities (N, 10): all warped copies, and half as many unwarped ones.
+
+    The first copy is the unwarped one.
+    """
+    chosen = copies[1:] + copies[:1] * ((len(copies) - 1) // 2)
+    images, answers = (np.concatenate(part) for part in zip(*chosen))
+    return images, answers
 
 
-def _slot() -> int:
-    """The line of the terminal for this process's first bar."""
-    return 2 * ((multiprocessing.current_process()._identity or (1,))[0] - 1) + 1
+def read_weights(content: bytes) -> tuple[nn.Sequential, dict[str, Any]]:
+    """The network and the metadata in the bytes of a weights file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "weights.pth")
+        path.write_bytes(content)
+        return load_weights(path)
 
 
 # measuring
 
-def measure(name: str, seed: int, folder: Path, data: str) -> dict[str, Any]:
-    """All measurements of one training run: a row of the results."""
-    test_set = load_split("test", data)
-    model, metadata = load_weights(weights_path(name, seed, folder))
+def measure(name: str, seed: int, weights: bytes, data: Data) -> dict[str, Any]:
+    """All measurements of one training run, of which this is the weights file: a row of the results."""
+    test_set = load_split("test", data.folder)
+    model, metadata = read_weights(weights)
     scale = {"mean": metadata["mean"], "std": metadata["std"]}
     row = {"seed": seed, "val_accuracy": metadata["val_accuracy"],
-           **_accuracies(model, load_training(data)[1], test_set, metadata),
+           **_accuracies(model, data.load()[1], test_set, metadata),
            "uci": evaluate(model, *uci_digits(), **scale)[1]}
     if name in ROBUSTNESS_TESTED:
         row["corruptions"] = {kind: evaluate(model, images, test_set[1], **scale)[1]
-                              for kind, images in _corrupted(data).items()}
+                              for kind, images in _corrupted(data.folder).items()}
         row |= _attacked(model, test_set, scale)
         row["ood"] = _ood_detection(model, metadata, test_set[0])
     return row
@@ -273,9 +311,9 @@ def interval_of_mean(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def epoch_seconds(recipe: StudyRecipe, folder: Path, data: str) -> float:
-    """Seconds for one pass over 55,000 images on this machine, validation not counted, extrapolated from a tenth."""
-    (images, labels), val_set, mean, std = load_training(data)
+def epoch_seconds(recipe: StudyRecipe, data: Data) -> float:
+    """Seconds for one pass over 55,000 images on this worker, validation not counted, extrapolated from a tenth."""
+    (images, labels), val_set, mean, std = data.load()
     part, little = (images[:IMAGES_PER_PASS // 10], labels[:IMAGES_PER_PASS // 10]), (val_set[0][:10], val_set[1][:10])
     model = NETWORKS[recipe.network]()
     epochs = train(with_batch_norm(model) if recipe.batch_norm else model, part, little, mean=mean, std=std, seed=0,
@@ -286,41 +324,34 @@ def epoch_seconds(recipe: StudyRecipe, folder: Path, data: str) -> float:
 # the whole study
 
 def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, StudyRecipe] = STUDY,
-          processes: int = 1) -> dict[str, Any]:
+          processes: int = 1, scheduler: str | None = None) -> dict[str, Any]:
     """Train what is missing, measure everything, and write the results to study.json in the folder.
 
-    The first error, or Ctrl-C, ends the study; interrupted training runs keep their last epoch. Raises what
-    the training runs raise.
+    The workers are so many processes of this machine, or those of the Dask scheduler at this address.
+    The first error, or Ctrl-C, ends the study; interrupted training runs keep their last epoch. Raises
+    what the training runs raise, OSError where no scheduler answers, and KilledWorker where a training
+    run has cost several workers.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if not FASHION.exists():
         print(f"{FASHION} is missing: no results for clothes (Debian: apt install dataset-fashion-mnist)",
               file=sys.stderr)
-    jobs = [(name, recipe, seed) for name, recipe in recipes.items() for seed in range(recipe.seeds)]
-    copies = {(number, recipe.teachers, recipes[recipe.teachers].seeds): None for recipe in recipes.values()
-              if recipe.teachers for number in range(recipe.copies + 1)}
-    context = multiprocessing.get_context("spawn")
-    tqdm.set_lock(context.RLock())
-    with ProcessPoolExecutor(processes, context, _begin, (tqdm.get_lock(),)) as pool:
-        def run(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> list[Any]:
-            """Call the function for each job in the pool, with the folder and the data as last arguments."""
-            results, futures = [], [pool.submit(function, *job, folder, data) for job in jobs]
-            for future in (bar := tqdm(futures, desc=function.__name__, disable=None)):
-                results.append(future.result())
-                if bar.disable:  # stderr is no terminal: a line instead of the bar
-                    print(f"{function.__name__}: {len(results)} of {len(futures)}", file=sys.stderr, flush=True)
-            return results
-
-        try:
-            run(train_one, [job for job in jobs if not job[1].teachers])
-            run(label_transfer_copy, copies)
-            run(train_one, [job for job in jobs if job[1].teachers])
-            rows = run(measure, [(name, seed) for name, _, seed in jobs])
-            named = [name for name, recipe in recipes.items() if not recipe.images]
-            seconds = [pool.submit(epoch_seconds, recipes[name], folder, data).result() for name in named]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    labelled, val_set, *_ = load_training(data)
+    everyones = Data(data, digest(*labelled, *val_set))
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [Job(name, recipe, seed) for name, recipe in recipes.items() for seed in range(recipe.seeds)]
+    missing = [job for job in jobs if not is_trained(job, folder)]
+    print(f"to train: {len(missing)} of {len(jobs)} runs, {sum(job.recipe.epochs for job in missing)} epochs "
+          f"({', '.join(dict.fromkeys(job.name for job in missing)) or 'nothing'})", file=sys.stderr)
+    with connected(processes, scheduler) as client:
+        print(f"to watch the {len(client.nthreads())} workers: {client.dashboard_link}", file=sys.stderr)
+        _train_all(client, [job for job in missing if not job.recipe.teachers], {}, folder, everyones)
+        taught = [job for job in missing if job.recipe.teachers]
+        copies = _label_copies(client, {job.recipe for job in taught}, recipes, folder, everyones)
+        _train_all(client, taught, copies, folder, everyones)
+        rows = _run(client, measure, [(job.name, job.seed, (folder / job.file).read_bytes(), everyones)
+                                      for job in jobs])
+        named = [name for name, recipe in recipes.items() if not recipe.images]
+        seconds = [client.submit(epoch_seconds, recipes[name], everyones, pure=False).result() for name in named]
     results = {name: summarize(name, recipe, [row for job, row in zip(jobs, rows) if job[0] == name])
                for name, recipe in recipes.items()}
     machine = {"processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(), "threads": 1}
@@ -330,21 +361,95 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
     return content
 
 
-def _begin(lock: Any) -> None:
-    """Set up a process of the pool: one thread, and the terminal shared with the others."""
-    torch.set_num_threads(1)
-    threadpool_limits(1)
-    tqdm.set_lock(lock)
+def _train_all(client: Client, jobs: list[Job], copies: dict[str, list[Future[Split]]], folder: Path,
+               data: Data) -> None:
+    """Train all of these, and write each weights file as it comes, and the checkpoints meanwhile."""
+    running: dict[Future[bytes], tuple[Job, Progress]] = {}
+    with tqdm(desc="train_one", unit="epoch", total=sum(job.recipe.epochs for job in jobs), disable=None) as bar:
+        for job in jobs:
+            checkpoint = (folder / job.file).with_suffix(".checkpoint")
+            progress = Progress(f"{job.file} {uuid.uuid4().hex}", client,
+                                checkpoint.read_bytes() if checkpoint.exists() else b"")
+            transfer = copies[job.recipe.teachers][:job.recipe.copies + 1] if job.recipe.teachers else []
+            running[client.submit(train_one, job, data, transfer, progress, pure=False)] = job, progress
+        epochs = dict.fromkeys(jobs, 0)
+
+        def keep_checkpoints() -> None:
+            for job, progress in running.values():
+                steps, checkpoint = progress.read(client)
+                if steps > epochs[job]:
+                    write_atomically((folder / job.file).with_suffix(".checkpoint"), checkpoint)
+                    epochs[job] = steps
+            bar.update(sum(epochs.values()) - bar.n)
+
+        try:
+            while running:
+                with contextlib.suppress(TimeoutError):
+                    wait(list(running), timeout=POLL, return_when="FIRST_COMPLETED")
+                for future in [future for future in running if future.done()]:
+                    job, progress = running[future]
+                    write_atomically(folder / job.file, future.result())
+                    del running[future]
+                    progress.forget(client)
+                    (folder / job.file).with_suffix(".checkpoint").unlink(missing_ok=True)
+                    epochs[job] = job.recipe.epochs
+                    _say(bar, "train_one", len(jobs) - len(running), len(jobs))
+                keep_checkpoints()
+        except BaseException:
+            keep_checkpoints()
+            raise
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _label_copies(client: Client, taught: set[StudyRecipe], recipes: dict[str, StudyRecipe], folder: Path,
+                  data: Data) -> dict[str, list[Future[Split]]]:
+    """For each recipe that teaches one of these: its copies of the training images, which stay with the workers."""
+    copies = {}
+    for teachers in {recipe.teachers for recipe in taught if recipe.teachers}:
+        weights = [(folder / Job(teachers, recipes[teachers], seed).file).read_bytes()
+                   for seed in range(recipes[teachers].seeds)]
+        most = max(recipe.copies for recipe in taught if recipe.teachers == teachers)
+        copies[teachers] = [client.submit(label_transfer_copy, number, weights, data, folder, pure=False)
+                            for number in range(most + 1)]
+        _follow(copies[teachers], label_transfer_copy.__name__)
+    return copies
+
+
+def _run(client: Client, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Call the function on the workers, once for each tuple of arguments."""
+    futures = [client.submit(function, *job, pure=False) for job in jobs]
+    _follow(futures, function.__name__)
+    return client.gather(futures)
+
+
+def _follow(futures: list[Future[Any]], name: str) -> None:
+    """Show how many are done. Raises what the first that fails raises."""
+    for number, future in enumerate(bar := tqdm(futures, desc=name, disable=None), 1):
+        wait(future)
+        if future.status != "finished":
+            future.result()
+        _say(bar, name, number, len(futures))
+
+
+def _say(bar: tqdm, name: str, done: int, total: int) -> None:
+    if bar.disable:  # stderr is no terminal: a line instead of the bar
+        print(f"{name}: {done} of {total}", file=sys.stderr, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m mnist.study", description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--processes", type=int, default=1,
                          help="parallel training runs; each may need 4 GB of memory (default: %(default)s)")
+    options.add_argument("--scheduler", metavar="ADDRESS",
+                         help="of a Dask cluster, as tcp://192.168.0.10:8786; otherwise, this machine alone computes")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     try:
-        content = study(processes=options.parse_args(arguments).processes)
-    except (OSError, ValueError, ArithmeticError, BrokenProcessPool) as error:
+        content = study(processes=options.processes, scheduler=options.scheduler)
+    except (OSError, ValueError, ArithmeticError, KilledWorker) as error:
         print(f"mnist.study: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -361,4 +466,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # workers look for these functions in mnist.study, and not in a module __main__
+    sys.exit(importlib.import_module("mnist.study").main())

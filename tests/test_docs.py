@@ -10,11 +10,14 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import nbformat
 import pytest
+from distributed.cli import dask_scheduler, dask_worker
 from torch.distributed.run import get_args_parser
 
 import app.__main__
+import mnist.study
 import run_model
 from mnist_utils import load_split
 
@@ -78,10 +81,16 @@ def check_make(words: list[str]) -> None:
     subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
+def check_dask(command: click.Command) -> Callable[[list[str]], None]:
+    return lambda words: command.make_context("dask", words).close()
+
+
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     ".venv/bin/python run_model.py": check_run_model,
     ".venv/bin/python -m app": lambda words: accepted(app.__main__.parser(), words),
-    ".venv/bin/python -m mnist.study": lambda words: None,
+    ".venv/bin/python -m mnist.study": lambda words: accepted(mnist.study.parser(), words),
+    ".venv/bin/dask scheduler": check_dask(dask_scheduler.main),
+    ".venv/bin/dask worker": check_dask(dask_worker.main),
     ".venv/bin/torchrun": check_torchrun,
     ".venv/bin/papermill": check_papermill,
     ".venv/bin/tensorboard": lambda words: None,
@@ -96,7 +105,8 @@ def test_a_command_that_is_shown_works(page, command, copy):
     known = [start for start in CHECKS if bare == start or bare.startswith(f"{start} ")]
     assert known, "no check for this command"
     if bare.startswith(".venv/bin/") and not bare.startswith(".venv/bin/python"):
-        assert shutil.which(known[0].removeprefix(".venv/bin/"), path=sysconfig.get_path("scripts")), "not installed"
+        program = known[0].split()[0].removeprefix(".venv/bin/")
+        assert shutil.which(program, path=sysconfig.get_path("scripts")), "not installed"
     CHECKS[known[0]](shlex.split(bare)[len(known[0].split()):])
 
 

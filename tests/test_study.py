@@ -1,24 +1,45 @@
 """The study: a whole one on little data, and whether the committed results are those of the committed weights."""
 
+import contextlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from distributed import Client
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
+import mnist.cluster
 import mnist.study
+from mnist.checkpoint import read_checkpoint
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import evaluate, predict
 from mnist.recipes import StudyRecipe
-from mnist.study import interval_of_mean, study, train_one, uci_digits, weights_path
+from mnist.study import (
+    Data,
+    Job,
+    interval_of_mean,
+    is_trained,
+    label_transfer_copy,
+    read_weights,
+    study,
+    train_one,
+    uci_digits,
+)
 from mnist.train import train
 from mnist.weights import WeightsError, load_weights
-from mnist_utils import load_split, write_idx
+from mnist_utils import digest, load_split, load_training, write_idx
 
 ROOT = Path(__file__).parents[1]
 IMAGES, LABELS = load_split("test", ROOT / "dataset")
@@ -47,7 +68,11 @@ def test_digits_of_other_people_look_like_mnist():
 @pytest.fixture(scope="module")
 def little(tmp_path_factory) -> str:
     """A folder with 900 images to train on and 300 to test on."""
-    folder, (train_images, train_labels) = tmp_path_factory.mktemp("little"), load_split("train", ROOT / "dataset")
+    return write_little(tmp_path_factory.mktemp("little"))
+
+
+def write_little(folder: Path) -> str:
+    train_images, train_labels = load_split("train", ROOT / "dataset")
     for split, images, labels in (("train/train", train_images[:900], train_labels[:900]),
                                   ("test/t10k", IMAGES[:300], LABELS[:300])):
         write_idx(folder / f"{split}-images-idx3-ubyte", images)
@@ -55,7 +80,39 @@ def little(tmp_path_factory) -> str:
     return str(folder)
 
 
-def test_a_whole_study_on_a_little_data(little, tmp_path):
+def data(folder: str) -> Data:
+    labelled, val_set, *_ = load_training(folder)
+    return Data(folder, digest(*labelled, *val_set))
+
+
+class Here:
+    """A training's progress where there is no scheduler."""
+
+    def __init__(self) -> None:
+        self.steps, self.state = 0, b""
+
+    def read(self) -> tuple[int, bytes]:
+        return self.steps, self.state
+
+    def write(self, steps: int, state: bytes) -> None:
+        self.steps, self.state = steps, state
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As on the study's workers: then it comes to the same weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def same(one: bytes, other: bytes) -> bool:
+    pairs = zip(read_weights(one)[0].parameters(), read_weights(other)[0].parameters(), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread):
     recipes = {"SixConv": StudyRecipe("SixConv", 4, 1e-2, bfloat16=True, seeds=2),
                "few": StudyRecipe("MNIST_CNN", 1, 4e-3, images=50, seeds=2),
                "MNIST_CNN distilled": StudyRecipe("MNIST_CNN", 3, 1e-2, augment=False, teachers="SixConv", copies=2,
@@ -68,7 +125,7 @@ def test_a_whole_study_on_a_little_data(little, tmp_path):
         accuracies = [row["accuracy"] for row in result["seeds"]]
         assert result["accuracy"] == pytest.approx(np.mean(accuracies)) and result["interval"][0] <= result["accuracy"]
         for seed, accuracy in enumerate(accuracies):
-            model, metadata = load_weights(weights_path(name, seed, tmp_path / "study"))
+            model, metadata = load_weights(tmp_path / "study" / Job(name, recipe, seed).file)
             scores = predict(model, IMAGES[:300], mean=metadata["mean"], std=metadata["std"])
             assert accuracy == accuracy_score(LABELS[:300], scores.argmax(1))
             assert type(model).__name__ == recipe.network and "temperature" in metadata
@@ -79,25 +136,17 @@ def test_a_whole_study_on_a_little_data(little, tmp_path):
     assert row["pgd"]["0.3"] <= row["accuracy"] and row["rejected"] <= 300
     assert written["results"]["MNIST_CNN distilled"]["passes"] == 9 and written["results"]["few"]["passes"] == 1
 
-    path = weights_path("MNIST_CNN distilled", 1, tmp_path / "study")
-    before, _ = load_weights(path)
-    for file in (path, path.with_suffix(".checkpoint")):
-        file.unlink()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the study's processes: then it comes to the same weights
-    try:
-        train_one("MNIST_CNN distilled", recipes["MNIST_CNN distilled"], 1, tmp_path / "study", little)
-    finally:
-        torch.set_num_threads(threads)
-    after, _ = load_weights(path)
-    assert all(torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True))
+    folder, job = tmp_path / "study", Job("MNIST_CNN distilled", recipes["MNIST_CNN distilled"], 1)
+    teachers = [(folder / f"SixConv-{seed}.pth").read_bytes() for seed in range(2)]
+    copies = [label_transfer_copy(number, teachers, data(little), tmp_path) for number in range(3)]
+    assert same((folder / job.file).read_bytes(), train_one(job, data(little), copies, Here()))
 
 
 @pytest.mark.parametrize("name", ["SixConv", "MNIST_CNN distilled", "MNIST_CNN robust"])
 def test_the_committed_weights_do_what_the_committed_evidence_says(name, evidence):
     result = evidence[name]
     for row in result["seeds"]:
-        model, metadata = load_weights(weights_path(name, row["seed"], ROOT / "study"))
+        model, metadata = load_weights(ROOT / "study" / f"{name.replace(' ', '-')}-{row['seed']}.pth")
         assert sum(weight.numel() for weight in model.parameters()) == result["parameters"]
         accuracy = evaluate(model, IMAGES, LABELS, mean=metadata["mean"], std=metadata["std"])[1]
         assert accuracy == pytest.approx(row["accuracy"], abs=1e-4)  # one image, where another processor rounds
@@ -107,9 +156,9 @@ def test_the_committed_weights_do_what_the_committed_evidence_says(name, evidenc
 
 
 def test_learning_goes_on_from_a_whole_epoch(little, tmp_path, monkeypatch):
-    recipe = StudyRecipe("MNIST_CNN", 3, 4e-3, images=40, batch_norm=True)
+    recipe, progress = StudyRecipe("MNIST_CNN", 3, 4e-3, images=40, batch_norm=True), Here()
     monkeypatch.setattr(mnist.study, "IMAGES_PER_PASS", 300)
-    train_one("whole", recipe, 0, tmp_path, little)
+    whole = train_one(Job("whole", recipe, 0), data(little), [], Here())
 
     def stopped(*arguments, **options):
         for epoch in train(*arguments, **options):
@@ -119,21 +168,111 @@ def test_learning_goes_on_from_a_whole_epoch(little, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mnist.study, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train_one("stopped", recipe, 0, tmp_path, little)
-    assert not weights_path("stopped", 0, tmp_path).exists()
+        train_one(Job("stopped", recipe, 0), data(little), [], progress)
+    assert progress.steps == 1
     monkeypatch.setattr(mnist.study, "train", train)
-    train_one("stopped", recipe, 0, tmp_path, little)
-    one, other = (load_weights(weights_path(name, 0, tmp_path))[0] for name in ("whole", "stopped"))
-    assert all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
+    assert same(whole, train_one(Job("stopped", recipe, 0), data(little), [], progress))
+
+    (tmp_path / "whole-0.pth").write_bytes(whole)
+    assert is_trained(Job("whole", recipe, 0), tmp_path) and not is_trained(Job("whole", recipe, 1), tmp_path)
     with pytest.raises(WeightsError, match=r"whole-0\.pth belongs to another recipe: delete it"):
-        train_one("whole", replace(recipe, learning_rate=5e-3), 0, tmp_path, little)
+        is_trained(Job("whole", replace(recipe, learning_rate=5e-3), 0), tmp_path)
 
 
-def test_the_first_failure_ends_the_study(tmp_path, capfd):
+class Cluster:
+    """A scheduler and workers, each a process in a folder of its own: it sees no other's files of the study."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / "address.json"
+        self.processes = [self._start("scheduler", "dask_scheduler", "--host", "127.0.0.1", "--port", "0")]
+        while not self.file.exists():
+            time.sleep(0.1)
+        self.address = json.loads(self.file.read_text("utf-8"))["address"]
+
+    def _start(self, name: str, program: str, *options: str) -> subprocess.Popen:
+        (self.folder / name).mkdir()
+        return subprocess.Popen([sys.executable, "-m", f"distributed.cli.{program}", "--scheduler-file", self.file,
+                                 "--no-dashboard", *options], cwd=self.folder / name,
+                                env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+    def add_worker(self, name: str, threads: int = 1) -> subprocess.Popen:
+        self.processes.append(self._start(name, "dask_worker", "--nthreads", str(threads), "--no-nanny"))
+        return self.processes[-1]
+
+    def end(self) -> None:
+        for process in reversed(self.processes):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    yield cluster
+    cluster.end()
+
+
+def test_a_killed_worker_s_training_is_taken_up_by_another(cluster, tmp_path, monkeypatch, one_thread):
+    recipes = {"teacher": StudyRecipe("MNIST_CNN", 40, 4e-3, bfloat16=False, seeds=2),
+               "taught": StudyRecipe("MNIST_CNN", 2, 4e-3, bfloat16=False, teachers="teacher", copies=2, seeds=1)}
+    first = cluster.add_worker("one")
+    cluster.add_worker("other")
+    for name in ("one", "other", "client"):
+        write_little(tmp_path / name / "little")
+    monkeypatch.chdir(tmp_path / "client")
+    monkeypatch.setattr(mnist.study, "POLL", 0.1)
+    results: list[dict] = []
+    running = threading.Thread(target=lambda: results.append(study(Path("study"), "little", recipes,
+                                                                   scheduler=cluster.address)))
+    running.start()
+    checkpoints = [Path(f"study/teacher-{seed}.checkpoint").absolute() for seed in range(2)]
+    while not all(path.exists() for path in checkpoints):
+        assert running.is_alive()
+        time.sleep(0.05)
+    before = [read_checkpoint(path)["history"] for path in checkpoints]
+    first.send_signal(signal.SIGKILL)
+    seen = 0
+    while running.is_alive() and any(path.exists() for path in checkpoints):
+        for path, history in zip(checkpoints, before):
+            with contextlib.suppress(FileNotFoundError):  # the training is done
+                # also the seconds: no epoch is trained again
+                assert read_checkpoint(path)["history"][:len(history)] == history
+                seen += 1
+        time.sleep(0.02)
+    running.join()
+    assert len(results) == 1 and seen and not list((tmp_path / "other").rglob("*.pth"))
+    jobs = [Job(name, recipes[name], seed) for name, seed in (("teacher", 0), ("teacher", 1), ("taught", 0))]
+    weights = [Path("study", job.file).read_bytes() for job in jobs]
+    copies = [label_transfer_copy(number, weights[:2], data("little"), tmp_path) for number in range(3)]
+    assert same(weights[0], train_one(jobs[0], data("little"), [], Here()))
+    assert same(weights[2], train_one(jobs[2], data("little"), copies, Here()))
+
+
+def test_what_a_cluster_cannot_do_is_said_in_a_sentence(cluster, tmp_path, monkeypatch):
+    def run(address: str = cluster.address) -> None:
+        study(tmp_path / "study", "dataset", {"one": StudyRecipe("MNIST_CNN", 2, 4e-3)}, scheduler=address)
+
+    monkeypatch.setattr(mnist.cluster, "PATIENCE", 1)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(OSError, match=re.escape("Timed out trying to connect to tcp://127.0.0.1:9")):
+        run("tcp://127.0.0.1:9")
+    with Client(cluster.address) as client:
+        worker = cluster.add_worker("two", threads=2)
+        client.wait_for_workers(1)
+        with pytest.raises(ValueError, match=r"runs 2 tasks at once.+ --nthreads 1"):
+            run()
+        worker.kill()
+    cluster.add_worker("one")
+    write_little(tmp_path / "one" / "dataset")
+    with pytest.raises(ValueError, match=r"the data in dataset on .+ are others than the study's"):
+        run()
+
+
+def test_the_first_failure_ends_the_study(little, tmp_path):
     begun = time.monotonic()
-    recipes = {f"{number}": StudyRecipe("MNIST_CNN", 12, 4e-3) for number in range(50)}
-    with pytest.raises(FileNotFoundError, match="is missing"):
-        study(tmp_path / "study", str(tmp_path), recipes)
+    recipes = {f"{number}": StudyRecipe("MNIST_CNN", 12, 1e30) for number in range(50)}
+    with pytest.raises(FloatingPointError, match="loss became nan"):
+        study(tmp_path / "study", little, recipes)
     assert time.monotonic() - begun < 60 and not list((tmp_path / "study").iterdir())
 
 
