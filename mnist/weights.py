@@ -23,6 +23,7 @@ from mnist.networks import DETECTORS, NETWORKS, DigitDetector
 
 WEIGHTS_KEYS = {"architecture", "weights", "mean", "std"}
 CHECKSUMS = "sha256"  # the entry that holds the checksums of all others
+ARCHIVE_END = 22  # bytes of the record at a zip archive's end, where it has no comment, as PyTorch writes it
 
 
 class WeightsError(ValueError):
@@ -99,6 +100,9 @@ def unpack(data: bytes, path: str | os.PathLike[str]) -> Any:
     if damaged:
         raise WeightsError(f"{path} is damaged: its part {damaged} does not match its checksum; restore the file from "
                            f"a copy, or train again")
+    if data[-ARCHIVE_END:][:4] != b"PK\5\6":
+        raise WeightsError(f"{path} is damaged: other bytes follow the end of its archive; restore the file from a "
+                           f"copy, or train again")
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except MemoryError:
