@@ -2,11 +2,14 @@
 
 import contextlib
 import glob
+import hashlib
+import json
 import os
 import shutil
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 DETECTOR = Path(__file__).with_name("detector.pth")  # the weights file of the digit detector
 EXPORT_ENDINGS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "torchscript": ".torchscript", "pt2": ".pt2",
@@ -57,3 +60,24 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write a dictionary as JSON, with its SHA-256 as the last entry. Raises OSError as `write_atomically` does."""
+    write_atomically(path, (json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_json` wrote. Raises ValueError, which names the file, where it is damaged; FileNotFoundError."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+        intact = content.pop("sha256") == _digest(content)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        intact = False  # no JSON, or another one
+    if not intact:
+        raise ValueError(f"{path} is damaged: it does not match its checksum; restore the file from a copy")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

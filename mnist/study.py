@@ -17,7 +17,6 @@ import functools
 import hashlib
 import importlib
 import io
-import json
 import math
 import platform
 import sys
@@ -48,7 +47,7 @@ from mnist.calibrate import OOD_CHARACTERS, calibrate
 from mnist.cluster import Progress, connected
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import confidence_threshold, evaluate, expected_calibration_error, predict
-from mnist.files import write_atomically
+from mnist.files import write_atomically, write_json
 from mnist.networks import NETWORKS, fold_batch_norm, with_batch_norm
 from mnist.ood import logits_and_ood_scores
 from mnist.picture import crop, frame
@@ -357,7 +356,7 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
     machine = {"processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(), "threads": 1}
     machine |= {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")}
     content = {"machine": machine, "epoch_seconds": dict(zip(named, seconds)), "results": results}
-    write_atomically(folder / "study.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_json(folder / "study.json", content)
     return content
 
 

@@ -1,7 +1,7 @@
 """Mutate every kind of file that the project reads: python tests/fuzz.py, or `make fuzz SECONDS=600`.
 
 Each mutated file must be refused in one sentence, or be read as what it says. A file with a checksum
-(gzip, weights, checkpoint, exports) must give what was saved; an IDX file must give the array that
+(gzip, weights, checkpoint, exports, study.json) must give what was saved; an IDX file must give the array that
 NumPy finds in its bytes; a picture and a .env file must give values in their ranges. Anything else is
 a fault: it is printed with the seed that repeats it, and the exit status is 1.
 """
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from app.settings import SettingsError, read_settings
 from mnist.checkpoint import read_checkpoint
 from mnist.export import check_export, export
-from mnist.files import DETECTOR, EXPORT_ENDINGS
+from mnist.files import DETECTOR, EXPORT_ENDINGS, read_json
 from mnist.networks import MNIST_CNN
 from mnist.picture import PictureError, read_picture
 from mnist.train import train
@@ -80,6 +80,9 @@ def kinds(folder: Path) -> dict[str, Kind]:
         buffer = io.BytesIO()
         Image.fromarray(np.kron(255 - images[0], np.ones((2, 2), np.uint8))).save(buffer, format)
         found[f"picture {format}"] = Kind(buffer.getvalue(), "picture", read_picture, PictureError, is_picture)
+    results = ROOT / "study" / "study.json"
+    found["study.json"] = Kind(results.read_bytes(), "study.json", read_json, ValueError,
+                               same_as(read_json(results), lambda result: result))
     settings = b"DATABASE_URL=postgresql://anna:p%40ss@localhost:5432/mnist\nAPP_USER=anna\nAPP_PASSWORD=secret\n"
     found[".env"] = Kind(settings, ".env", in_its_folder, SettingsError, lambda result, data: bool(result.database))
     return found

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mnist.files import write_atomically
+from mnist.files import read_json, write_atomically, write_json
 
 
 @pytest.mark.skipif(os.name == "nt", reason="an open file cannot be replaced on Windows")
@@ -48,3 +48,12 @@ def test_old_temporaries_are_swept_away_and_young_ones_left_to_their_writer(tmp_
         os.utime(path, (time.time() - 7200,) * 2)
     write_atomically(tmp_path / "a[b]", b"whole")
     assert not old.exists() and young.exists() and other.exists()
+
+
+def test_json_comes_back_and_says_when_it_is_damaged(tmp_path):
+    path, content = tmp_path / "results.json", {"b": [0.1, 2, None], "a": {"ä": "x"}}
+    write_json(path, content)
+    assert read_json(path) == content
+    path.write_bytes(path.read_bytes().replace(b"0.1", b"0.2"))
+    with pytest.raises(ValueError, match=r"results\.json is damaged: it does not match its checksum"):
+        read_json(path)

@@ -11,7 +11,7 @@ from mutation import mutated
 NAMES = ["IDX", "gzip", "weights", "detector", "checkpoint", "export onnx", "export onnx-int8",
          "export torchscript", "export pt2", "export safetensors", "export html",
          "picture PNG", "picture JPEG", "picture GIF",
-         "picture BMP", "picture TIFF", "picture WEBP", ".env"]
+         "picture BMP", "picture TIFF", "picture WEBP", "study.json", ".env"]
 
 
 @pytest.fixture(scope="module")

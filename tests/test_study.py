@@ -25,6 +25,7 @@ import mnist.study
 from mnist.checkpoint import read_checkpoint
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import evaluate, predict
+from mnist.files import read_json
 from mnist.recipes import StudyRecipe
 from mnist.study import (
     Data,
@@ -47,7 +48,7 @@ IMAGES, LABELS = load_split("test", ROOT / "dataset")
 
 @pytest.fixture(scope="module")
 def evidence() -> dict:
-    return json.loads((ROOT / "study" / "study.json").read_text("utf-8"))["results"]
+    return read_json(ROOT / "study" / "study.json")["results"]
 
 
 def test_the_interval_of_a_mean():
@@ -118,7 +119,7 @@ def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread):
                "MNIST_CNN distilled": StudyRecipe("MNIST_CNN", 3, 1e-2, augment=False, teachers="SixConv", copies=2,
                                              batch_norm=True, corrupted=True, seeds=2)}
     first = study(tmp_path / "study", little, recipes, processes=2)
-    written = json.loads((tmp_path / "study" / "study.json").read_text("utf-8"))
+    written = read_json(tmp_path / "study" / "study.json")
     assert written == json.loads(json.dumps(first))
     for name, recipe in recipes.items():
         result = written["results"][name]
