@@ -29,10 +29,11 @@ from tqdm import tqdm
 from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
 from mnist.detect import PRESENT, FoundDigit, crops, find_digits, layers, probability
 from mnist.files import checkpoint_path
+from mnist.ink import Digits, words
 from mnist.networks import CELL, NONE, REFERENCE, DigitDetector
 from mnist.numbers import group
 from mnist.runs import check_model_path, set_aside
-from mnist.scenes import Digits, Placed, Targets, draw_page, draw_scenes, words
+from mnist.scenes import Placed, Targets, draw_page, draw_scenes
 from mnist.train import bfloat16_is_fast
 from mnist.weights import save_weights
 from mnist_utils import digest, load_training

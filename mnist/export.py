@@ -46,8 +46,9 @@ from mnist.detect import crops, in_pixels, layers
 from mnist.evaluate import predict
 from mnist.files import DETECTOR, EXPORT_ENDINGS, write_atomically
 from mnist.html import NoBrowser, html_file, network_of, probabilities_in_browser
+from mnist.ink import Digits, words
 from mnist.networks import NETWORKS, DigitDetector
-from mnist.scenes import Digits, draw_page, words
+from mnist.scenes import draw_page
 from mnist.weights import WeightsError, load_detector, load_weights
 from mnist_utils import IMAGE_SHAPE, load_split, normalize
 

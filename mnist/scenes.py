@@ -10,151 +10,21 @@ Lengths are in pixels, ink and grey levels run from 0 to 1.
 """
 
 import math
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from scipy import ndimage
-from skimage.morphology import skeletonize
 from torch import Tensor
-from tqdm import tqdm
 
+from mnist.ink import TILE, Digits, Writing, draw_digits, draw_segment, paste
 from mnist.networks import CELL, LARGEST, REFERENCE, SMALLEST
+from mnist.photograph import Form, Layout, photograph
 
 SIDE = 128  # of a patch
 NEARLY = 1.5  # digits too small or too large by at most this factor may be found
-TILE = 72  # a digit is drawn in a tile of 72 × 72 pixels
-FIELD = 56  # a digit's distances are kept on a grid of 56 × 56
-STEPS = 16.0  # distances are kept in sixteenths of that grid
 Rng = np.random.Generator
-
-
-class Digits:
-    """Handwritten digits, as distances from which a pen of any width can draw them."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, bar: tqdm | None = None) -> None:
-        """`images` are (N, 28, 28) uint8, `labels` (N,). Takes about half a millisecond for each; `bar` shows it."""
-        if bar is not None:
-            bar.reset(total=len(images))
-        self.labels = labels.astype(int)
-        self.outline = torch.zeros(len(images), FIELD, FIELD, dtype=torch.uint8)  # distance inside the ink, + 128
-        self.line = torch.zeros(len(images), FIELD, FIELD, dtype=torch.uint8)  # distance from the centre line
-        self.boxes = torch.zeros(len(images), 4)  # left, top, right, bottom of the ink, on the grid
-        for number, image in enumerate(images):
-            if bar is not None:
-                bar.update()
-            size = (FIELD, FIELD)
-            ink = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) > 100
-            if not ink.any():
-                continue
-            inside = ndimage.distance_transform_edt(ink) - ndimage.distance_transform_edt(~ink)
-            away = ndimage.distance_transform_edt(~skeletonize(ink))
-            self.outline[number] = torch.from_numpy((128 + STEPS * inside).clip(0, 255).astype(np.uint8))
-            self.line[number] = torch.from_numpy((STEPS * away).clip(0, 255).astype(np.uint8))
-            rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-            self.boxes[number] = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-
-
-class Writing(NamedTuple):
-    """One digit to draw: which, how large and how bent."""
-
-    digit: int  # its number in the bank
-    height: float
-    stretch: float  # width, relative to MNIST's
-    slant: float  # to the right for each pixel up
-    angle: float  # radians, clockwise
-    pen: float  # width of the pen, relative to the height; 0 for MNIST's own strokes
-    growth: float  # added to MNIST's own strokes on each side, relative to the height
-
-
-def draw_digits(bank: Digits, writings: list[Writing], generator: torch.Generator) -> np.ndarray:
-    """Each digit's ink (K, TILE, TILE), float32, drawn in the middle of a tile."""
-    count = len(writings)
-    index = torch.tensor([one.digit for one in writings])
-    height, stretch, slant, angle, pen, growth = (
-        torch.tensor([one[field] for one in writings])[:, None, None] for field in range(1, 7))
-    left, top, right, bottom = (bank.boxes[index, side][:, None, None] for side in range(4))
-    scale = (bottom - top) / height  # grid steps for each pixel
-    x = (torch.arange(TILE) + 0.5 - TILE / 2)[None, None, :]
-    y = (torch.arange(TILE) + 0.5 - TILE / 2)[None, :, None]
-    # a hand's irregularity: smooth, about two hundredths of the height
-    bend = F.interpolate(torch.randn(count, 2, 5, 5, generator=generator), size=(TILE, TILE), mode="bilinear",
-                         align_corners=True) * (0.022 * height)[:, None]
-    x, y = angle.cos() * x + angle.sin() * y + bend[:, 0], angle.cos() * y - angle.sin() * x + bend[:, 1]
-    x, y = scale * (x + slant * y) / stretch + (left + right) / 2, scale * y + (top + bottom) / 2
-    places = torch.stack([x, y], -1) * (2 / FIELD) - 1
-    fields = torch.stack([bank.outline[index], bank.line[index]], 1).float()
-    # beyond the grid there is no ink: the border repeats, and ink never reaches it
-    outline, line = F.grid_sample(fields, places, padding_mode="border", align_corners=False).unbind(1)
-    outline, line = (outline - 128) / STEPS / scale, line / STEPS / scale
-    own, drawn = outline + growth * height, (pen * height / 2).clamp_min(0.55) - line
-    ink = (torch.where(pen > 0, drawn, own) + 0.5).clamp(0, 1).numpy()
-    ink[~np.isfinite(ink)] = 0
-    return ink
-
-
-@cache
-def words(count: int = 4000, seed: int = 0) -> list[np.ndarray]:
-    """Printed and bent words, letters and signs: ink (h, w) with h of about 40.
-
-    The fonts are matplotlib's, so they are the same on every machine. Letters that look like a digit
-    occur only inside words.
-    """
-    rng = np.random.default_rng(seed)
-    fonts = sorted(path for path in Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf")
-                   if path.name.startswith(("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmr10", "cmtt10", "cmss10"))
-                   and "Display" not in path.name)
-    letters, alone, signs = [list(text) for text in (
-        "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",
-        "acdefhkmnprtuvwxyACDEFGHJKLMNPQRTUVWXY", "+*#%&?=@!:;()[]{}<>\\_'\"~^$")]
-    bank: list[np.ndarray] = []
-    while len(bank) < count:
-        font = ImageFont.truetype(str(fonts[rng.integers(len(fonts))]), 40)
-        kind = rng.random()
-        length = int(rng.integers(2, 9))
-        text = "".join(rng.choice(letters, length) if kind < 0.6 else rng.choice(alone, 1) if kind < 0.85
-                       else rng.choice(signs, int(rng.integers(1, 3))))
-        if kind < 0.3:
-            text = text.capitalize()
-        image = Image.new("L", (round(font.getlength(text)) + 40, 80))
-        ImageDraw.Draw(image).text((20, 10), text, 255, font)
-        ink = np.asarray(image, np.float32) / 255
-        if rng.random() < 0.6:  # as by hand: bent, with a pen of one width
-            y, x = np.indices(ink.shape, np.float32)
-            bends = [ndimage.zoom(rng.normal(0, rng.uniform(0.5, 2), [n // 12 + 2 for n in ink.shape]),
-                                  [n / (n // 12 + 2) for n in ink.shape], order=1) for _ in "yx"]
-            slant = rng.normal(0, 0.15) * (y - 40)
-            ink = ndimage.map_coordinates(ink, [y + bends[0], x + bends[1] + slant], order=1)
-            if rng.random() < 0.6 and (ink > 0.5).any():
-                away = ndimage.distance_transform_edt(~skeletonize(ink > 0.5))
-                ink = np.clip(rng.uniform(0.8, 2.6) + 0.5 - away, 0, 1).astype(np.float32)
-        rows, columns = np.flatnonzero((ink > 0.2).any(1)), np.flatnonzero((ink > 0.2).any(0))
-        if len(rows) > 5 and len(columns) > 5:
-            bank.append(np.ascontiguousarray(ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], np.float32))
-    return bank
-
-
-Form = tuple[float, float, float, float, float]  # tilt, x and y of a wall's top, height, share of the walls there
-
-
-@dataclass
-class Layout:
-    """What is written on one patch or page, before it is photographed."""
-
-    shape: tuple[int, int]
-    ink: np.ndarray  # (H, W) of the digits
-    other: np.ndarray  # (H, W) of words and signs
-    light: bool = False  # light ink on dark paper
-    page: bool = False  # whether an edge of the page may be seen
-    table: bool = False  # whether there is no paper at all
-    pitch: float = 0.0  # between the walls of a form's boxes; 0 without a form
-    form: Form = (0, 0, 0, 0, 0)
 
 
 class Placed(NamedTuple):
@@ -179,31 +49,6 @@ class Targets(NamedTuple):
     centred: Tensor  # (B, h, w) bool: cells with a centre
     inked: Tensor  # (B, h, w) bool: cells with ink of one digit
     ignored: Tensor  # (B, h, w) bool: cells where finding a digit is neither right nor wrong
-
-
-def paste(canvas: np.ndarray, ink: np.ndarray, left: int, top: int) -> None:
-    """Put ink (h, w) on a canvas, as far as it lies inside; crossing strokes keep the darker value."""
-    x0, y0 = max(left, 0), max(top, 0)
-    x1, y1 = min(left + ink.shape[1], canvas.shape[1]), min(top + ink.shape[0], canvas.shape[0])
-    if x1 > x0 and y1 > y0:
-        place = canvas[y0:y1, x0:x1]
-        np.maximum(place, ink[y0 - top:y1 - top, x0 - left:x1 - left], out=place)
-
-
-def draw_segment(canvas: np.ndarray, start: tuple[float, float], end: tuple[float, float], width: float) -> None:
-    """Draw a straight pen stroke from (x, y) to (x, y)."""
-    margin = width / 2 + 1
-    x0, x1 = max(0, int(min(start[0], end[0]) - margin)), min(canvas.shape[1], int(max(start[0], end[0]) + margin) + 1)
-    y0, y1 = max(0, int(min(start[1], end[1]) - margin)), min(canvas.shape[0], int(max(start[1], end[1]) + margin) + 1)
-    if x1 <= x0 or y1 <= y0:
-        return
-    y, x = np.ogrid[y0:y1, x0:x1]
-    along = np.subtract(end, start)
-    share = ((x - start[0]) * along[0] + (y - start[1]) * along[1]) / max(along @ along, 1e-6)
-    share = share.clip(0, 1)
-    away = np.hypot(x - start[0] - share * along[0], y - start[1] - share * along[1])
-    place = canvas[y0:y1, x0:x1]
-    np.maximum(place, (width / 2 - away + 0.5).clip(0, 1), out=place)
 
 
 class Hand(NamedTuple):
@@ -614,117 +459,3 @@ def draw_page(bank: Digits, texts: list[np.ndarray], seed: int, number: int) -> 
     view = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     return view, [one._replace(**{side: round(factor * getattr(one, side)) for side in
                                   ("left", "top", "right", "bottom")}) for one in digits]
-
-
-def photograph(layouts: list[Layout], generator: torch.Generator) -> Tensor:
-    """Grey pictures (B, H, W) of layouts of one shape: ink on paper, with lines, a table, light and shadow."""
-    count, (height, width) = len(layouts), layouts[0].shape
-    ink = torch.from_numpy(np.stack([layout.ink for layout in layouts]))
-    other = torch.from_numpy(np.stack([layout.other for layout in layouts]))
-
-    def flag(name: str) -> Tensor:
-        return torch.tensor([float(getattr(layout, name)) for layout in layouts])[:, None, None]
-
-    def random(low: float = 0, high: float = 1) -> Tensor:
-        return low + (high - low) * torch.rand(count, 1, 1, generator=generator)
-
-    def chance(share: float) -> Tensor:
-        return (random() < share).float()
-
-    def smooth(cells: int, channels: int = 1) -> Tensor:
-        noise = torch.rand(count, channels, cells, cells, generator=generator)
-        return F.interpolate(noise, size=(height, width), mode="bilinear", align_corners=True)[:, 0]
-
-    y = torch.arange(height).float()[None, :, None].expand(count, height, width)
-    x = torch.arange(width).float()[None, None, :].expand(count, height, width)
-    grain = torch.randn(count, height, width, generator=generator)
-
-    # the table: wood, cloth, stone
-    turn, rate = random(0, math.pi), random(0.04, 0.7)
-    along = x * turn.cos() + y * turn.sin() + 14 * random() * smooth(5)
-    across = y * turn.cos() - x * turn.sin()
-    wave = (rate * along).sin() * torch.where(random() < 0.4, (rate * across).sin(), torch.ones(()))
-    cells = ((along / (12 + 60 * random())).floor() + (across / (12 + 60 * random())).floor()) % 2
-    table = random(0.1, 1) * (1 + 0.35 * random() * wave + 0.25 * random() * (smooth(9) - 0.5)
-                              - chance(0.15) * 0.6 * random() * cells)
-    # the page: up to two straight edges, beyond which one sees the table
-    light_on_dark = flag("light")
-    tone = torch.where(light_on_dark > 0, random(0.04, 0.5), random(0.35, 1))
-    paper = tone * (1 + 0.3 * random() * (smooth(3) - 0.5)) + 0 * x
-    inside = torch.ones(count, height, width)
-    for share in (1.0, 0.4):
-        way, off = random(0, 2 * math.pi), random(-0.4, 0.5) * max(height, width)
-        depth = (x - width / 2) * way.cos() + (y - height / 2) * way.sin()
-        needed = torch.where(ink > 0.1, -depth, -math.inf).amax((1, 2), keepdim=True)  # no digit lies beyond it
-        depth = depth + torch.maximum(off, needed + random(2, 16))
-        inside = inside * torch.where(chance(share) * flag("page") > 0, (depth / random(0.4, 1.2)).sigmoid(),
-                                      torch.ones(()))
-    inside = inside * (1 - flag("table"))
-    rim = chance(0.6) * random(0, 0.6) * F.avg_pool2d(inside[:, None], 5, 1, 2)[:, 0]
-    table = table * (1 - rim)  # the page's shadow
-
-    # printed lines: ruling, squares, a form's boxes
-    printed = torch.zeros(count, height, width)
-    tilt = random(-0.3, 0.3) * chance(0.7)
-    u, v = x * tilt.cos() + y * tilt.sin(), y * tilt.cos() - x * tilt.sin()
-    half = random(0.2, 1.2)
-    pitch = random(13, 70)
-
-    def ruled(place: Tensor, pitch: Tensor) -> Tensor:
-        place = place % pitch
-        return (half + 0.5 - torch.minimum(place, pitch - place)).clamp(0, 1)
-
-    kind = random()
-    level, upright = ruled(v + random(0, 70), pitch), ruled(u + random(0, 70), torch.where(chance(0.5) > 0, pitch,
-                                                                                          random(13, 70)))
-    band = ((v - random(0, height)).abs() < random(14, 40)).float()
-    ring = (half + 0.5 - ((v - random(0, height)).abs() - random(14, 40)).abs()).clamp(0, 1)
-    boxes = torch.maximum(upright * band, ring)
-    printed = torch.where(kind < 0.16, level, printed)
-    printed = torch.where((kind >= 0.16) & (kind < 0.28), torch.maximum(level, upright), printed)
-    printed = torch.where((kind >= 0.28) & (kind < 0.36), boxes, printed)
-    forms = torch.tensor([layout.form for layout in layouts])[:, :, None, None].unbind(1)
-    tilt, start, top, tall, closed = forms
-    step = flag("pitch").clamp_min(1)
-    u = (x - start) * tilt.cos() + (y - top - tall / 2) * tilt.sin()
-    v = (y - top - tall / 2) * tilt.cos() - (x - start) * tilt.sin() + tall / 2
-    gap = chance(0.4) * random(0.02, 0.12) * step  # between boxes
-    near = (u + step / 2) % step - step / 2
-    walls = (half + 0.5 - (near.abs() - gap).abs()).clamp(0, 1)
-    reach = ((v > tall * (1 - closed) - half) & (v < tall + half)).float()
-    foot = (half + 0.5 - (v - tall).abs()).clamp(0, 1)
-    head = (half + 0.5 - v.abs()).clamp(0, 1) * (closed == 1)
-    level = torch.maximum(foot, head) * (near.abs() >= gap - 0.5)
-    combs = torch.maximum(walls * reach, level)
-    printed = torch.where(flag("pitch") > 0, combs, printed)
-
-    pen = torch.where(light_on_dark > 0, 1 - (1 - tone) * random(0, 0.4), tone * random(0, 0.55))
-    weight = (0.55 + 0.45 * random()) * (1 - chance(0.3) * random(0, 0.4) * smooth(28))
-    weight = weight * (1 - chance(0.2) * random(0, 0.5) * (0.5 + 0.5 * grain).clamp(0, 1))  # pencil
-    lines = random(0.12, 0.95)
-    line_tone = torch.where(chance(0.6) > 0, random(0, 0.6) * tone, pen)
-    letter_tone = torch.where(chance(0.5) > 0, pen, torch.where(light_on_dark > 0, random(0.5, 1), random(0, 0.6)))
-
-    def blend(base: Tensor, tone: Tensor, amount: Tensor) -> Tensor:
-        return base + amount * (tone - base)
-
-    coarse = F.avg_pool2d(grain[:, None], 5, 1, 2)[:, 0] * 4
-    paper = paper * (1 + chance(0.5) * random(0, 0.04) * coarse)
-    paper = blend(paper, line_tone, lines * printed)
-    paper = blend(paper, letter_tone, (0.6 + 0.4 * random()) * other)
-    paper = blend(paper, pen, weight * ink)
-    view = table + inside * (paper - table)
-    written = (1 - inside) * flag("table")
-    view = blend(view, random(0, 1), written * random(0.2, 1) * other)
-
-    # light: a lamp, a shadow with a hard or a soft edge
-    light = 1 - random(0, 0.5) * smooth(3)
-    way, off = random(0, 2 * math.pi), random(-0.5, 0.5) * max(height, width)
-    depth = (x - width / 2) * way.cos() + (y - height / 2) * way.sin() + off + 12 * random() * smooth(4)
-    light = light * (1 - chance(0.35) * random(0.1, 0.6) * (depth / torch.exp(random(-0.5, 3))).sigmoid())
-    view = view * light
-    blurred = F.avg_pool2d(F.pad(view[:, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[:, 0]
-    soft = random(0, 1.1) ** 2
-    view = view * (1 - soft) + blurred * soft
-    fuzzy = torch.where(chance(0.5) > 0, grain, coarse / 1.5)
-    return (view + 0.045 * random() ** 2 * fuzzy).clamp(0, 1)

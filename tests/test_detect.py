@@ -10,8 +10,9 @@ import scenes
 from mnist.detect import PRESENT, find_digits
 from mnist.detector_training import judged
 from mnist.files import DETECTOR
+from mnist.ink import Digits, words
 from mnist.picture import read_picture
-from mnist.scenes import Digits, draw_page, words
+from mnist.scenes import draw_page
 from mnist.weights import load_detector
 from mnist_utils import load_split
 
