@@ -98,8 +98,8 @@ def unpack(data: bytes, path: str | os.PathLike[str]) -> Any:
     except Exception as error:  # zipfile raises half a dozen types for damaged files
         raise WeightsError(f"{path} is truncated, damaged or no weights file at all") from error
     if damaged:
-        raise WeightsError(f"{path} is damaged: its part {damaged} does not match its checksum; restore the file from "
-                           f"a copy, or train again")
+        raise WeightsError(f"{path} is damaged: its part {damaged!r} does not match its checksum; restore the file "
+                           f"from a copy, or train again")
     if data[-ARCHIVE_END:][:4] != b"PK\5\6":
         raise WeightsError(f"{path} is damaged: other bytes follow the end of its archive; restore the file from a "
                            f"copy, or train again")

@@ -192,6 +192,14 @@ def test_no_mutated_file_comes_back_as_something_else(weights):
     assert refused > 1_400  # the others have changed bytes between the archive's parts, which mean nothing
 
 
+def test_a_message_has_one_line_whatever_a_damaged_part_is_called(weights):
+    data = weights.read_bytes().replace(b"data.pkl", b"data\npkl")
+    weights.write_bytes(data.replace(b"conv1.weight", b"conv1.Weight"))
+    with pytest.raises(WeightsError, match=r"its part '.+data\\npkl' does not match its checksum") as raised:
+        load_weights(weights)
+    assert "\n" not in str(raised.value)
+
+
 def test_bytes_after_its_end_are_damage(weights):
     with open(weights, "ab") as file:
         file.write(b"\n")
