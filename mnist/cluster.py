@@ -1,41 +1,38 @@
 """Dask's workers for the study: processes of this machine, or those of a cluster that stands already.
 
     with connected(processes=4) as client:
-        futures = [client.submit(train_one, seed, pure=False) for seed in range(5)]
+        futures = [submit(client, train_one, seed) for seed in range(5)]
 
-A worker has one thread, so that all of them come to the same numbers. What a long task has done so far
-travels in a `Progress`: where its worker dies, another worker takes it up from there.
+A worker runs one task at a time, with one thread, so that all of them come to the same numbers. What a long
+task has done so far travels in a `Progress`: where its worker dies, another worker takes it up from there.
 """
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from distributed import Client, LocalCluster, Variable, Worker, WorkerPlugin, get_worker
+from distributed import Client, Future, LocalCluster, Variable, Worker, WorkerPlugin, get_worker
 from threadpoolctl import threadpool_limits
 
-PATIENCE = 10  # seconds to find the scheduler
+PATIENCE = 10  # seconds to wait for the scheduler's answer
 
 
-class _OneThread(WorkerPlugin):
-    """Sets a worker up to compute with one thread, whenever it joins."""
-
-    name = "one thread"
+class _IgnoresCtrlC(WorkerPlugin):
+    """Ctrl-C reaches all processes of a terminal: the study's own process ends its workers."""
 
     def setup(self, worker: Worker) -> None:
-        if worker.state.nthreads != 1:
-            raise ValueError(f"the worker {worker.address} runs {worker.state.nthreads} tasks at once, which would "
-                             "mix their random numbers: start it with --nthreads 1")
-        torch.set_num_threads(1)
-        threadpool_limits(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def connected(processes: int = 1, scheduler: str | None = None) -> Iterator[Client]:
     """A client of the scheduler at this address, or of one of its own with so many workers on this machine.
 
-    Raises OSError where no scheduler answers, and ValueError where a worker has several threads.
+    Raises OSError where no scheduler answers.
     """
     with contextlib.ExitStack() as stack:
         if scheduler is None:
@@ -43,10 +40,27 @@ def connected(processes: int = 1, scheduler: str | None = None) -> Iterator[Clie
             cluster = LocalCluster(n_workers=processes, threads_per_worker=1, memory_limit=0, host="127.0.0.1",
                                    dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL)
             client = stack.enter_context(Client(stack.enter_context(cluster)))
+            client.register_plugin(_IgnoresCtrlC())
         else:
             client = stack.enter_context(Client(scheduler, timeout=PATIENCE))
-        client.register_plugin(_OneThread())
         yield client
+
+
+def submit(client: Client, function: Callable[..., Any], *arguments: Any, worker: str | None = None) -> Future[Any]:
+    """Let a worker, or the one with this address, call the function. Its result is never another call's."""
+    return client.submit(_alone, function, *arguments, key=f"{function.__name__}-{uuid.uuid4().hex}",
+                         workers=None if worker is None else [worker])
+
+
+def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function with one thread. Raises ValueError on a worker that runs several tasks at once."""
+    worker = get_worker()
+    if worker.state.nthreads != 1:
+        raise ValueError(f"the worker {worker.address} runs {worker.state.nthreads} tasks at once, which would mix "
+                         "their random numbers: start it with --nthreads 1")
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        return function(*arguments)
 
 
 class Progress:
@@ -54,13 +68,17 @@ class Progress:
 
     def __init__(self, name: str, client: Client, begun: bytes = b"") -> None:
         """`name` is the task's own; `begun` is what an earlier attempt has left."""
-        self._name = name
-        Variable(name, client).set([0, begun])
+        self._steps, self._state = f"{name} steps", f"{name} state"
+        Variable(self._state, client).set(begun)
+        Variable(self._steps, client).set(0)
 
-    def read(self, client: Client | None = None) -> tuple[int, bytes]:
-        """The steps done and the last bytes; of this worker's scheduler, unless a client is named."""
-        steps, state = Variable(self._name, client).get()
-        return steps, state
+    def steps(self, client: Client | None = None) -> int:
+        """The steps done, by the client's or this worker's scheduler. Raises OSError where it does not answer."""
+        return Variable(self._steps, client).get(timeout=PATIENCE)
+
+    def state(self, client: Client | None = None) -> bytes:
+        """The last bytes; see `steps`."""
+        return Variable(self._state, client).get(timeout=PATIENCE)
 
     def write(self, steps: int, state: bytes) -> None:
         """Called by the task. Raises InterruptedError if nobody waits for the task any longer."""
@@ -68,8 +86,10 @@ class Progress:
         task = worker.state.tasks.get(worker.get_current_task())
         if task is None or task.state == "cancelled":
             raise InterruptedError("the study has ended")
-        Variable(self._name).set([steps, state])
+        Variable(self._state).set(state)
+        Variable(self._steps).set(steps)
 
     def forget(self, client: Client) -> None:
         """Free the scheduler's memory."""
-        Variable(self._name, client).delete()
+        for name in (self._steps, self._state):
+            Variable(name, client).delete()

@@ -15,6 +15,7 @@ DETECTOR = Path(__file__).with_name("detector.pth")  # the weights file of the d
 EXPORT_ENDINGS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "torchscript": ".torchscript", "pt2": ".pt2",
                   "safetensors": ".safetensors", "html": ".html"}
 STALE_SECONDS = 3600
+CHECKSUM = "sha256"  # the entry of a JSON file that holds the checksum of all others
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -62,20 +63,26 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             os.close(folder)
 
 
+class DamagedError(ValueError):
+    """A file that does not hold what was written."""
+
+
 def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """Write a dictionary as JSON, with its SHA-256 as the last entry. Raises OSError as `write_atomically` does."""
-    write_atomically(path, (json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n").encode())
+    plain = json.loads(json.dumps(content))  # JSON has no numbers as keys, for example
+    write_atomically(path, (json.dumps(plain | {CHECKSUM: _digest(plain)}, indent=1) + "\n").encode())
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `write_json` wrote. Raises ValueError, which names the file, where it is damaged; FileNotFoundError."""
+    """What `write_json` wrote. Raises DamagedError, which names the file, or FileNotFoundError."""
     try:
         content = json.loads(Path(path).read_bytes())
-        intact = content.pop("sha256") == _digest(content)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        intact = False  # no JSON, or another one
-    if not intact:
-        raise ValueError(f"{path} is damaged: it does not match its checksum; restore the file from a copy")
+    except (ValueError, RecursionError):
+        content = None  # no JSON
+    if isinstance(content, dict) and CHECKSUM not in content:
+        raise DamagedError(f"{path} has no checksum: it is damaged, or an older version wrote it")
+    if not isinstance(content, dict) or content.pop(CHECKSUM) != _digest(content):
+        raise DamagedError(f"{path} is damaged: it does not match its checksum; restore the file from a copy")
     return content
 
 

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,7 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from distributed import Client, Future, KilledWorker, wait
+from distributed import Client, Future, KilledWorker, as_completed, wait
 from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import t as student_t
 from sklearn.datasets import load_digits
@@ -44,7 +45,8 @@ from tqdm import tqdm
 from mnist.attacks import fgsm, pgd
 from mnist.augment import corrupt_half, warp, warp_amounts
 from mnist.calibrate import OOD_CHARACTERS, calibrate
-from mnist.cluster import Progress, connected
+from mnist.checkpoint import read_checkpoint
+from mnist.cluster import Progress, connected, submit
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import confidence_threshold, evaluate, expected_calibration_error, predict
 from mnist.files import write_atomically, write_json
@@ -104,17 +106,35 @@ def _letters() -> Iterator[np.ndarray]:
 # training
 
 class Data(NamedTuple):
-    """A data set that every worker has in a folder of its own."""
+    """A data set that every worker has in a folder of its own; its methods raise ValueError where it has others."""
 
     folder: str
-    digest: str  # of its training images and labels
+    training: str  # the SHA-256 of the training images and labels
+    test: str  # of the test images and labels
+    clothes: bool  # whether FASHION is there
 
-    def load(self) -> tuple[Split, Split, float, float]:
-        """What `load_training` gives. Raises ValueError where the worker's data are others."""
-        labelled, val_set, mean, std = load_training(self.folder)
-        if digest(*labelled, *val_set) != self.digest:
+    @classmethod
+    def of(cls, folder: str) -> "Data":
+        """The data in a folder of this machine. Raises what `load_split` raises."""
+        training, test = (digest(*load_split(split, folder)) for split in ("train", "test"))
+        return cls(folder, training, test, FASHION.exists())
+
+    def load_training(self) -> tuple[Split, Split, float, float]:
+        """What `load_training` gives."""
+        self._check("train", self.training)
+        return load_training(self.folder)
+
+    def load_test(self) -> Split:
+        """The test images and labels."""
+        if FASHION.exists() != self.clothes:
+            raise ValueError(f"{FASHION} is on some machines of the study, and not on others")
+        return self._check("test", self.test)
+
+    def _check(self, split: str, expected: str) -> Split:
+        found = load_split(split, self.folder)
+        if digest(*found) != expected:
             raise ValueError(f"the data in {self.folder} on {platform.node()} are others than the study's: copy them")
-        return labelled, val_set, mean, std
+        return found
 
 
 class Job(NamedTuple):
@@ -129,11 +149,19 @@ class Job(NamedTuple):
         """What its weights file is called."""
         return f"{self.name.replace(' ', '-')}-{self.seed}.pth"
 
+    @property
+    def checkpoint(self) -> str:
+        """What its checkpoint is called, while it is trained."""
+        return f"{self.file.removesuffix('.pth')}.checkpoint"
+
 
 def train_one(job: Job, data: Data, transfer: list[Split], progress: Progress) -> bytes:
-    """Train one seed of a recipe: the bytes of its weights file. Goes on from the checkpoint in `progress`."""
+    """Train one seed of a recipe: the bytes of its weights file. Goes on from the checkpoint in `progress`.
+
+    Raises WeightsError for a checkpoint of another training run, and what `train` raises.
+    """
     recipe, seed = job.recipe, job.seed
-    labelled, val_set, mean, std = data.load()
+    labelled, val_set, mean, std = data.load_training()
     train_set = labelled
     if recipe.images:
         chosen = np.random.default_rng(seed).permutation(len(labelled[0]))[:recipe.images]
@@ -148,12 +176,17 @@ def train_one(job: Job, data: Data, transfer: list[Split], progress: Progress) -
     trained = with_batch_norm(model) if recipe.batch_norm else model
     with tempfile.TemporaryDirectory() as folder:
         path, checkpoint = Path(folder, job.file), Path(folder, "checkpoint")
-        _, begun = progress.read()
-        if begun:
-            checkpoint.write_bytes(begun)
-        for epoch in train(trained, train_set, val_set, mean=mean, std=std, seed=seed, checkpoint=checkpoint,
-                           resume=checkpoint.exists(), **recipe.settings()):
-            progress.write(epoch.number, checkpoint.read_bytes())
+        last = progress.state()
+        if last:
+            checkpoint.write_bytes(last)
+        try:
+            for epoch in train(trained, train_set, val_set, mean=mean, std=std, seed=seed, checkpoint=checkpoint,
+                               resume=checkpoint.exists(), **recipe.settings()):
+                if (state := checkpoint.read_bytes()) != last:  # earlier epochs come once more, with the same one
+                    progress.write(epoch.number, last := state)
+        except WeightsError as error:
+            raise WeightsError(f"{job.checkpoint} belongs to another training run: delete it, or undo the change of "
+                               "the recipe") from error
         if recipe.batch_norm:
             fold_batch_norm(trained, model)
         calibration = calibrate(model.eval(), labelled, val_set, mean=mean, std=std, seed=seed)
@@ -174,17 +207,17 @@ def is_trained(job: Job, folder: Path) -> bool:
     return True
 
 
-def label_transfer_copy(number: int, teachers: list[bytes], data: Data, folder: Path) -> Split:
+def label_transfer_copy(number: int, teachers: list[bytes], data: Data, folder: str) -> Split:
     """One copy of the transfer set: the training images (N, 28, 28), and the teachers' mean probabilities (N, 10).
 
     Copy 0 holds the images as they are; each other copy holds them warped, with its number as the seed.
     `teachers` are weights files. Keeps the copy in the worker's own folder, because it takes minutes.
     """
-    kept = folder / f"transfer-{number}-{hashlib.sha256(b''.join(teachers)).hexdigest()[:16]}.npz"
+    kept = Path(folder) / f"transfer-{number}-{hashlib.sha256(b''.join(teachers)).hexdigest()[:16]}.npz"
     if kept.exists():
         with np.load(kept) as file:
             return file["images"], file["answers"]
-    (images, _), _, mean, std = data.load()
+    (images, _), _, mean, std = data.load_training()
     generator = torch.Generator().manual_seed(number)
     shown = torch.from_numpy(images)
     if number:
@@ -223,11 +256,11 @@ def read_weights(content: bytes) -> tuple[nn.Sequential, dict[str, Any]]:
 
 def measure(name: str, seed: int, weights: bytes, data: Data) -> dict[str, Any]:
     """All measurements of one training run, of which this is the weights file: a row of the results."""
-    test_set = load_split("test", data.folder)
+    test_set = data.load_test()
     model, metadata = read_weights(weights)
     scale = {"mean": metadata["mean"], "std": metadata["std"]}
     row = {"seed": seed, "val_accuracy": metadata["val_accuracy"],
-           **_accuracies(model, data.load()[1], test_set, metadata),
+           **_accuracies(model, data.load_training()[1], test_set, metadata),
            "uci": evaluate(model, *uci_digits(), **scale)[1]}
     if name in ROBUSTNESS_TESTED:
         row["corruptions"] = {kind: evaluate(model, images, test_set[1], **scale)[1]
@@ -312,12 +345,18 @@ def interval_of_mean(values: np.ndarray) -> tuple[float, float]:
 
 def epoch_seconds(recipe: StudyRecipe, data: Data) -> float:
     """Seconds for one pass over 55,000 images on this worker, validation not counted, extrapolated from a tenth."""
-    (images, labels), val_set, mean, std = data.load()
+    (images, labels), val_set, mean, std = data.load_training()
     part, little = (images[:IMAGES_PER_PASS // 10], labels[:IMAGES_PER_PASS // 10]), (val_set[0][:10], val_set[1][:10])
     model = NETWORKS[recipe.network]()
     epochs = train(with_batch_norm(model) if recipe.batch_norm else model, part, little, mean=mean, std=std, seed=0,
                    **recipe.settings() | {"epochs": 3})
     return IMAGES_PER_PASS / len(part[0]) * min(epoch.seconds for epoch in epochs)
+
+
+def this_machine() -> dict[str, Any]:
+    """The processor of a worker, its threads, and the versions of the libraries that compute."""
+    return {"processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(), "threads": 1} | {
+        name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")}
 
 
 # the whole study
@@ -328,33 +367,35 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
 
     The workers are so many processes of this machine, or those of the Dask scheduler at this address.
     The first error, or Ctrl-C, ends the study; interrupted training runs keep their last epoch. Raises
-    what the training runs raise, OSError where no scheduler answers, and KilledWorker where a training
-    run has cost several workers.
+    what the training runs raise, OSError where no scheduler answers, KilledWorker where a training run
+    has cost four workers, and CancelledError where the scheduler ends.
     """
     if not FASHION.exists():
         print(f"{FASHION} is missing: no results for clothes (Debian: apt install dataset-fashion-mnist)",
               file=sys.stderr)
-    labelled, val_set, *_ = load_training(data)
-    everyones = Data(data, digest(*labelled, *val_set))
+    everyones = Data.of(data)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [Job(name, recipe, seed) for name, recipe in recipes.items() for seed in range(recipe.seeds)]
     missing = [job for job in jobs if not is_trained(job, folder)]
     print(f"to train: {len(missing)} of {len(jobs)} runs, {sum(job.recipe.epochs for job in missing)} epochs "
           f"({', '.join(dict.fromkeys(job.name for job in missing)) or 'nothing'})", file=sys.stderr)
     with connected(processes, scheduler) as client:
-        print(f"to watch the {len(client.nthreads())} workers: {client.dashboard_link}", file=sys.stderr)
+        workers = len(client.nthreads())
+        print(f"{workers or 'no'} workers{'' if workers else ' yet: the study waits'}; Dask's dashboard: "
+              f"{client.dashboard_link}", file=sys.stderr)
         _train_all(client, [job for job in missing if not job.recipe.teachers], {}, folder, everyones)
         taught = [job for job in missing if job.recipe.teachers]
         copies = _label_copies(client, {job.recipe for job in taught}, recipes, folder, everyones)
         _train_all(client, taught, copies, folder, everyones)
+        del copies  # gigabytes, in the workers' memory
         rows = _run(client, measure, [(job.name, job.seed, (folder / job.file).read_bytes(), everyones)
                                       for job in jobs])
         named = [name for name, recipe in recipes.items() if not recipe.images]
-        seconds = [client.submit(epoch_seconds, recipes[name], everyones, pure=False).result() for name in named]
+        one = min(client.nthreads())  # the worker that is timed
+        seconds = [submit(client, epoch_seconds, recipes[name], everyones, worker=one).result() for name in named]
+        machine = submit(client, this_machine, worker=one).result()
     results = {name: summarize(name, recipe, [row for job, row in zip(jobs, rows) if job[0] == name])
                for name, recipe in recipes.items()}
-    machine = {"processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(), "threads": 1}
-    machine |= {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")}
     content = {"machine": machine, "epoch_seconds": dict(zip(named, seconds)), "results": results}
     write_json(folder / "study.json", content)
     return content
@@ -365,38 +406,44 @@ def _train_all(client: Client, jobs: list[Job], copies: dict[str, list[Future[Sp
     """Train all of these, and write each weights file as it comes, and the checkpoints meanwhile."""
     running: dict[Future[bytes], tuple[Job, Progress]] = {}
     with tqdm(desc="train_one", unit="epoch", total=sum(job.recipe.epochs for job in jobs), disable=None) as bar:
-        for job in jobs:
-            checkpoint = (folder / job.file).with_suffix(".checkpoint")
-            progress = Progress(f"{job.file} {uuid.uuid4().hex}", client,
-                                checkpoint.read_bytes() if checkpoint.exists() else b"")
-            transfer = copies[job.recipe.teachers][:job.recipe.copies + 1] if job.recipe.teachers else []
-            running[client.submit(train_one, job, data, transfer, progress, pure=False)] = job, progress
         epochs = dict.fromkeys(jobs, 0)
 
         def keep_checkpoints() -> None:
             for job, progress in running.values():
-                steps, checkpoint = progress.read(client)
-                if steps > epochs[job]:
-                    write_atomically((folder / job.file).with_suffix(".checkpoint"), checkpoint)
+                if (steps := progress.steps(client)) > epochs[job]:
+                    write_atomically(folder / job.checkpoint, progress.state(client))
                     epochs[job] = steps
             bar.update(sum(epochs.values()) - bar.n)
 
         try:
+            for job in jobs:
+                checkpoint = folder / job.checkpoint
+                if checkpoint.exists():
+                    read_checkpoint(checkpoint)  # so that a damaged one is named here
+                progress = Progress(f"{job.file} {uuid.uuid4().hex}", client,
+                                    checkpoint.read_bytes() if checkpoint.exists() else b"")
+                transfer = copies[job.recipe.teachers][:job.recipe.copies + 1] if job.recipe.teachers else []
+                running[submit(client, train_one, job, data, transfer, progress)] = job, progress
             while running:
                 with contextlib.suppress(TimeoutError):
                     wait(list(running), timeout=POLL, return_when="FIRST_COMPLETED")
-                for future in [future for future in running if future.done()]:
+                # those that failed come last: the others' weights are kept
+                for future in sorted((future for future in running if future.done()),
+                                     key=lambda future: future.status != "finished"):
                     job, progress = running[future]
                     write_atomically(folder / job.file, future.result())
                     del running[future]
                     progress.forget(client)
-                    (folder / job.file).with_suffix(".checkpoint").unlink(missing_ok=True)
+                    (folder / job.checkpoint).unlink(missing_ok=True)
                     epochs[job] = job.recipe.epochs
                     _say(bar, "train_one", len(jobs) - len(running), len(jobs))
                 keep_checkpoints()
-        except BaseException:
-            keep_checkpoints()
-            raise
+        finally:
+            if running:
+                with contextlib.suppress(Exception):  # what ends the study says why
+                    keep_checkpoints()
+                    for _, progress in running.values():
+                        progress.forget(client)
 
 
 def _label_copies(client: Client, taught: set[StudyRecipe], recipes: dict[str, StudyRecipe], folder: Path,
@@ -407,7 +454,7 @@ def _label_copies(client: Client, taught: set[StudyRecipe], recipes: dict[str, S
         weights = [(folder / Job(teachers, recipes[teachers], seed).file).read_bytes()
                    for seed in range(recipes[teachers].seeds)]
         most = max(recipe.copies for recipe in taught if recipe.teachers == teachers)
-        copies[teachers] = [client.submit(label_transfer_copy, number, weights, data, folder, pure=False)
+        copies[teachers] = [submit(client, label_transfer_copy, number, weights, data, str(folder))
                             for number in range(most + 1)]
         _follow(copies[teachers], label_transfer_copy.__name__)
     return copies
@@ -415,17 +462,16 @@ def _label_copies(client: Client, taught: set[StudyRecipe], recipes: dict[str, S
 
 def _run(client: Client, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Call the function on the workers, once for each tuple of arguments."""
-    futures = [client.submit(function, *job, pure=False) for job in jobs]
+    futures = [submit(client, function, *job) for job in jobs]
     _follow(futures, function.__name__)
     return client.gather(futures)
 
 
 def _follow(futures: list[Future[Any]], name: str) -> None:
     """Show how many are done. Raises what the first that fails raises."""
-    for number, future in enumerate(bar := tqdm(futures, desc=name, disable=None), 1):
-        wait(future)
-        if future.status != "finished":
-            future.result()
+    bar = tqdm(as_completed(futures), desc=name, total=len(futures), disable=None)
+    for number, future in enumerate(bar, 1):
+        future.result()
         _say(bar, name, number, len(futures))
 
 
@@ -448,7 +494,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         content = study(processes=options.processes, scheduler=options.scheduler)
-    except (OSError, ValueError, ArithmeticError, KilledWorker) as error:
+    except CancelledError:
+        print("mnist.study: the connection to the scheduler was lost; the same command continues from here",
+              file=sys.stderr)
+        return 2
+    except (OSError, ValueError, ArithmeticError, KilledWorker, RuntimeError) as error:
         print(f"mnist.study: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from app.settings import SettingsError, read_settings
 from mnist.checkpoint import read_checkpoint
 from mnist.export import check_export, export
-from mnist.files import DETECTOR, EXPORT_ENDINGS, read_json
+from mnist.files import DETECTOR, EXPORT_ENDINGS, DamagedError, read_json
 from mnist.networks import MNIST_CNN
 from mnist.picture import PictureError, read_picture
 from mnist.train import train
@@ -81,7 +81,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
         Image.fromarray(np.kron(255 - images[0], np.ones((2, 2), np.uint8))).save(buffer, format)
         found[f"picture {format}"] = Kind(buffer.getvalue(), "picture", read_picture, PictureError, is_picture)
     results = ROOT / "study" / "study.json"
-    found["study.json"] = Kind(results.read_bytes(), "study.json", read_json, ValueError,
+    found["study.json"] = Kind(results.read_bytes(), "study.json", read_json, DamagedError,
                                same_as(read_json(results), lambda result: result))
     settings = b"DATABASE_URL=postgresql://anna:p%40ss@localhost:5432/mnist\nAPP_USER=anna\nAPP_PASSWORD=secret\n"
     found[".env"] = Kind(settings, ".env", in_its_folder, SettingsError, lambda result, data: bool(result.database))
@@ -132,6 +132,12 @@ def fuzz(kind: Kind, folder: Path, seed: int, goes_on: Callable[[int], bool]) ->
     return outcomes, slowest, faults
 
 
+def forget_settings() -> None:
+    """Remove the page's settings from the environment, which would come before those of a .env file."""
+    for name in [name for name in os.environ if name.startswith(("DATABASE_URL", "POSTGRES_", "APP_", "MODEL_PATH"))]:
+        del os.environ[name]
+
+
 def outcome_of(kind: Kind, path: Path, data: bytes) -> tuple[str, float]:
     """How reading a file with these bytes ends, and after how many seconds: "read", "refused", or else a fault."""
     start = time.perf_counter()
@@ -155,8 +161,7 @@ def main() -> int:
     chosen, total = options.parse_args(), 0
     torch.set_num_threads(1)
     logging.getLogger("dotenv").setLevel(logging.ERROR)  # it reports each line that it cannot parse
-    for name in [name for name in os.environ if name.startswith(("DATABASE_URL", "POSTGRES_", "APP_", "MODEL_PATH"))]:
-        del os.environ[name]
+    forget_settings()
     print(f"seed {chosen.seed}\n{'':22}{'mutated':>10}{'refused':>10}{'read':>10}{'faults':>8}{'slowest':>12}")
     with tempfile.TemporaryDirectory() as folder:
         found = kinds(Path(folder))

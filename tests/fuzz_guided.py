@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["mnist_utils", "app.settings", "dotenv"
     import app.settings  # noqa: F401
     import mnist_utils  # noqa: F401
 
-from fuzz import kinds, outcome_of
+from fuzz import forget_settings, kinds, outcome_of
 
 KINDS = "IDX", ".env"
 
@@ -28,6 +28,7 @@ def main() -> None:
     options.add_argument("--seconds", type=int, default=60)
     options.add_argument("--seed", type=int, default=1)
     chosen = options.parse_args()
+    forget_settings()
     logging.disable()  # python-dotenv reports each line that it cannot parse
     with tempfile.TemporaryDirectory() as folder:
         kind = kinds(Path(folder))[chosen.kind]

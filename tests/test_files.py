@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mnist.files import read_json, write_atomically, write_json
+from mnist.files import DamagedError, read_json, write_atomically, write_json
 
 
 @pytest.mark.skipif(os.name == "nt", reason="an open file cannot be replaced on Windows")
@@ -55,5 +55,10 @@ def test_json_comes_back_and_says_when_it_is_damaged(tmp_path):
     write_json(path, content)
     assert read_json(path) == content
     path.write_bytes(path.read_bytes().replace(b"0.1", b"0.2"))
-    with pytest.raises(ValueError, match=r"results\.json is damaged: it does not match its checksum"):
+    with pytest.raises(DamagedError, match=r"results\.json is damaged: it does not match its checksum"):
         read_json(path)
+    path.write_text('{"a": 1}')
+    with pytest.raises(DamagedError, match=r"results\.json has no checksum"):
+        read_json(path)
+    write_json(path, {"a": {2: 1, 10: 2}})
+    assert read_json(path) == {"a": {"2": 1, "10": 2}}

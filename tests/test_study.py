@@ -7,9 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from mnist.study import (
 )
 from mnist.train import train
 from mnist.weights import WeightsError, load_weights
-from mnist_utils import digest, load_split, load_training, write_idx
+from mnist_utils import load_split, write_idx
 
 ROOT = Path(__file__).parents[1]
 IMAGES, LABELS = load_split("test", ROOT / "dataset")
@@ -81,22 +81,17 @@ def write_little(folder: Path) -> str:
     return str(folder)
 
 
-def data(folder: str) -> Data:
-    labelled, val_set, *_ = load_training(folder)
-    return Data(folder, digest(*labelled, *val_set))
-
-
 class Here:
     """A training's progress where there is no scheduler."""
 
     def __init__(self) -> None:
-        self.steps, self.state = 0, b""
+        self.steps, self.last = 0, b""
 
-    def read(self) -> tuple[int, bytes]:
-        return self.steps, self.state
+    def state(self) -> bytes:
+        return self.last
 
     def write(self, steps: int, state: bytes) -> None:
-        self.steps, self.state = steps, state
+        self.steps, self.last = steps, state
 
 
 @pytest.fixture
@@ -139,8 +134,8 @@ def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread):
 
     folder, job = tmp_path / "study", Job("MNIST_CNN distilled", recipes["MNIST_CNN distilled"], 1)
     teachers = [(folder / f"SixConv-{seed}.pth").read_bytes() for seed in range(2)]
-    copies = [label_transfer_copy(number, teachers, data(little), tmp_path) for number in range(3)]
-    assert same((folder / job.file).read_bytes(), train_one(job, data(little), copies, Here()))
+    copies = [label_transfer_copy(number, teachers, Data.of(little), str(tmp_path)) for number in range(3)]
+    assert same((folder / job.file).read_bytes(), train_one(job, Data.of(little), copies, Here()))
 
 
 @pytest.mark.parametrize("name", ["SixConv", "MNIST_CNN distilled", "MNIST_CNN robust"])
@@ -159,7 +154,7 @@ def test_the_committed_weights_do_what_the_committed_evidence_says(name, evidenc
 def test_learning_goes_on_from_a_whole_epoch(little, tmp_path, monkeypatch):
     recipe, progress = StudyRecipe("MNIST_CNN", 3, 4e-3, images=40, batch_norm=True), Here()
     monkeypatch.setattr(mnist.study, "IMAGES_PER_PASS", 300)
-    whole = train_one(Job("whole", recipe, 0), data(little), [], Here())
+    whole = train_one(Job("whole", recipe, 0), Data.of(little), [], Here())
 
     def stopped(*arguments, **options):
         for epoch in train(*arguments, **options):
@@ -169,10 +164,10 @@ def test_learning_goes_on_from_a_whole_epoch(little, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mnist.study, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train_one(Job("stopped", recipe, 0), data(little), [], progress)
+        train_one(Job("stopped", recipe, 0), Data.of(little), [], progress)
     assert progress.steps == 1
     monkeypatch.setattr(mnist.study, "train", train)
-    assert same(whole, train_one(Job("stopped", recipe, 0), data(little), [], progress))
+    assert same(whole, train_one(Job("stopped", recipe, 0), Data.of(little), [], progress))
 
     (tmp_path / "whole-0.pth").write_bytes(whole)
     assert is_trained(Job("whole", recipe, 0), tmp_path) and not is_trained(Job("whole", recipe, 1), tmp_path)
@@ -184,11 +179,16 @@ class Cluster:
     """A scheduler and workers, each a process in a folder of its own: it sees no other's files of the study."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder / "address.json"
+        self.folder, self.file, self.address = folder, folder / "address.json", ""
         self.processes = [self._start("scheduler", "dask_scheduler", "--host", "127.0.0.1", "--port", "0")]
-        while not self.file.exists():
+
+    def wait(self) -> None:
+        """Until the scheduler has written its whole address."""
+        while not self.address:
+            assert self.processes[0].poll() is None
+            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+                self.address = json.loads(self.file.read_text("utf-8"))["address"]
             time.sleep(0.1)
-        self.address = json.loads(self.file.read_text("utf-8"))["address"]
 
     def _start(self, name: str, program: str, *options: str) -> subprocess.Popen:
         (self.folder / name).mkdir()
@@ -209,10 +209,14 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)
-    yield cluster
-    cluster.end()
+    try:
+        cluster.wait()
+        yield cluster
+    finally:
+        cluster.end()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL, and does not replace a file that is read")
 def test_a_killed_worker_s_training_is_taken_up_by_another(cluster, tmp_path, monkeypatch, one_thread):
     recipes = {"teacher": StudyRecipe("MNIST_CNN", 40, 4e-3, bfloat16=False, seeds=2),
                "taught": StudyRecipe("MNIST_CNN", 2, 4e-3, bfloat16=False, teachers="teacher", copies=2, seeds=1)}
@@ -222,51 +226,73 @@ def test_a_killed_worker_s_training_is_taken_up_by_another(cluster, tmp_path, mo
         write_little(tmp_path / name / "little")
     monkeypatch.chdir(tmp_path / "client")
     monkeypatch.setattr(mnist.study, "POLL", 0.1)
-    results: list[dict] = []
-    running = threading.Thread(target=lambda: results.append(study(Path("study"), "little", recipes,
-                                                                   scheduler=cluster.address)))
-    running.start()
-    checkpoints = [Path(f"study/teacher-{seed}.checkpoint").absolute() for seed in range(2)]
-    while not all(path.exists() for path in checkpoints):
-        assert running.is_alive()
-        time.sleep(0.05)
-    before = [read_checkpoint(path)["history"] for path in checkpoints]
-    first.send_signal(signal.SIGKILL)
-    seen = 0
-    while running.is_alive() and any(path.exists() for path in checkpoints):
-        for path, history in zip(checkpoints, before):
-            with contextlib.suppress(FileNotFoundError):  # the training is done
-                # also the seconds: no epoch is trained again
-                assert read_checkpoint(path)["history"][:len(history)] == history
-                seen += 1
-        time.sleep(0.02)
-    running.join()
-    assert len(results) == 1 and seen and not list((tmp_path / "other").rglob("*.pth"))
+    with Client(cluster.address) as client:
+        client.wait_for_workers(2)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(study, Path("study"), "little", recipes, scheduler=cluster.address)
+        checkpoints = [Path(f"study/teacher-{seed}.checkpoint").absolute() for seed in range(2)]
+        while not all(path.exists() for path in checkpoints):
+            assert not running.done() or running.result()
+            time.sleep(0.05)
+        before = [read_checkpoint(path)["history"] for path in checkpoints]
+        assert max(map(len, before)) < 40
+        first.send_signal(signal.SIGKILL)
+        seen = 0
+        while not running.done() and any(path.exists() for path in checkpoints):
+            for path, history in zip(checkpoints, before):
+                with contextlib.suppress(FileNotFoundError):  # the training is done
+                    # also the seconds: no epoch is trained again
+                    assert read_checkpoint(path)["history"][:len(history)] == history
+                    seen += 1
+            time.sleep(0.02)
+        assert running.result()["results"].keys() == recipes.keys()
+    assert seen and not list((tmp_path / "other").rglob("*.pth"))
     jobs = [Job(name, recipes[name], seed) for name, seed in (("teacher", 0), ("teacher", 1), ("taught", 0))]
     weights = [Path("study", job.file).read_bytes() for job in jobs]
-    copies = [label_transfer_copy(number, weights[:2], data("little"), tmp_path) for number in range(3)]
-    assert same(weights[0], train_one(jobs[0], data("little"), [], Here()))
-    assert same(weights[2], train_one(jobs[2], data("little"), copies, Here()))
+    copies = [label_transfer_copy(number, weights[:2], Data.of("little"), str(tmp_path)) for number in range(3)]
+    assert same(weights[0], train_one(jobs[0], Data.of("little"), [], Here()))
+    assert same(weights[2], train_one(jobs[2], Data.of("little"), copies, Here()))
 
 
 def test_what_a_cluster_cannot_do_is_said_in_a_sentence(cluster, tmp_path, monkeypatch):
     def run(address: str = cluster.address) -> None:
         study(tmp_path / "study", "dataset", {"one": StudyRecipe("MNIST_CNN", 2, 4e-3)}, scheduler=address)
 
-    monkeypatch.setattr(mnist.cluster, "PATIENCE", 1)
     monkeypatch.chdir(ROOT)
-    with pytest.raises(OSError, match=re.escape("Timed out trying to connect to tcp://127.0.0.1:9")):
-        run("tcp://127.0.0.1:9")
-    with Client(cluster.address) as client:
-        worker = cluster.add_worker("two", threads=2)
-        client.wait_for_workers(1)
-        with pytest.raises(ValueError, match=r"runs 2 tasks at once.+ --nthreads 1"):
-            run()
-        worker.kill()
+    with monkeypatch.context() as patch:
+        patch.setattr(mnist.cluster, "PATIENCE", 1)
+        with pytest.raises(OSError, match=re.escape("Timed out trying to connect to tcp://127.0.0.1:9")):
+            run("tcp://127.0.0.1:9")
+    worker = cluster.add_worker("two", threads=2)
+    with pytest.raises(ValueError, match=r"runs 2 tasks at once.+ --nthreads 1"):  # also where it joins late
+        run()
+    worker.kill()
+    worker.wait()
     cluster.add_worker("one")
     write_little(tmp_path / "one" / "dataset")
     with pytest.raises(ValueError, match=r"the data in dataset on .+ are others than the study's"):
         run()
+    (tmp_path / "study" / "one-0.checkpoint").write_bytes(b"not one")
+    with pytest.raises(WeightsError, match=r"study/one-0\.checkpoint is truncated, damaged"):
+        run()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a group of processes")
+def test_ctrl_c_leaves_a_checkpoint_and_says_so_in_a_line(tmp_path):
+    (tmp_path / "dataset").symlink_to(ROOT / "dataset")
+    process = subprocess.Popen([sys.executable, "-m", "mnist.study"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    try:
+        while not list(tmp_path.glob("study/*.checkpoint")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, printed = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130 and "Traceback" not in printed
+    assert printed.splitlines()[-1] == "mnist.study: interrupted; the same command continues from here"
 
 
 def test_the_first_failure_ends_the_study(little, tmp_path):
