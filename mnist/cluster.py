@@ -66,18 +66,19 @@ def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
 class Progress:
     """How far a task has come: a count of steps, and the bytes from which it can go on. The scheduler holds them."""
 
-    def __init__(self, name: str, client: Client, begun: bytes = b"") -> None:
-        """`name` is the task's own; `begun` is what an earlier attempt has left."""
+    def __init__(self, client: Client, begun: bytes = b"") -> None:
+        """`begun` is what an earlier attempt has left."""
+        name = uuid.uuid4().hex
         self._steps, self._state = f"{name} steps", f"{name} state"
         Variable(self._state, client).set(begun)
         Variable(self._steps, client).set(0)
 
-    def steps(self, client: Client | None = None) -> int:
-        """The steps done, by the client's or this worker's scheduler. Raises OSError where it does not answer."""
+    def steps(self, client: Client) -> int:
+        """The steps done. Raises OSError where the scheduler does not answer."""
         return Variable(self._steps, client).get(timeout=PATIENCE)
 
     def state(self, client: Client | None = None) -> bytes:
-        """The last bytes; see `steps`."""
+        """The last bytes, from the scheduler of the client or of this worker; see `steps`."""
         return Variable(self._state, client).get(timeout=PATIENCE)
 
     def write(self, steps: int, state: bytes) -> None:

@@ -21,7 +21,6 @@ import math
 import platform
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import asdict
@@ -49,13 +48,13 @@ from mnist.checkpoint import read_checkpoint
 from mnist.cluster import Progress, connected, submit
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import confidence_threshold, evaluate, expected_calibration_error, predict
-from mnist.files import write_atomically, write_json
+from mnist.files import checkpoint_path, write_atomically, write_json
 from mnist.networks import NETWORKS, fold_batch_norm, with_batch_norm
 from mnist.ood import logits_and_ood_scores
 from mnist.picture import crop, frame
 from mnist.recipes import STUDY, StudyRecipe
 from mnist.train import train
-from mnist.weights import WeightsError, load_weights, save_weights
+from mnist.weights import WeightsError, load_weights, parse_weights, save_weights
 from mnist_utils import CLASSES, Split, digest, find_idx, load_split, load_training, read_idx
 
 FOLDER = Path("study")
@@ -106,7 +105,7 @@ def _letters() -> Iterator[np.ndarray]:
 # training
 
 class Data(NamedTuple):
-    """A data set that every worker has in a folder of its own; its methods raise ValueError where it has others."""
+    """A data set that every worker has in a folder of its own; loading raises ValueError where it has others."""
 
     folder: str
     training: str  # the SHA-256 of the training images and labels
@@ -116,25 +115,26 @@ class Data(NamedTuple):
     @classmethod
     def of(cls, folder: str) -> "Data":
         """The data in a folder of this machine. Raises what `load_split` raises."""
-        training, test = (digest(*load_split(split, folder)) for split in ("train", "test"))
-        return cls(folder, training, test, FASHION.exists())
+        train_set, val_set, *_ = load_training(folder)
+        return cls(folder, digest(*train_set, *val_set), digest(*load_split("test", folder)), FASHION.exists())
 
     def load_training(self) -> tuple[Split, Split, float, float]:
         """What `load_training` gives."""
-        self._check("train", self.training)
-        return load_training(self.folder)
+        train_set, val_set, mean, std = load_training(self.folder)
+        self._check(digest(*train_set, *val_set), self.training)
+        return train_set, val_set, mean, std
 
     def load_test(self) -> Split:
         """The test images and labels."""
         if FASHION.exists() != self.clothes:
             raise ValueError(f"{FASHION} is on some machines of the study, and not on others")
-        return self._check("test", self.test)
+        test_set = load_split("test", self.folder)
+        self._check(digest(*test_set), self.test)
+        return test_set
 
-    def _check(self, split: str, expected: str) -> Split:
-        found = load_split(split, self.folder)
-        if digest(*found) != expected:
+    def _check(self, found: str, expected: str) -> None:
+        if found != expected:
             raise ValueError(f"the data in {self.folder} on {platform.node()} are others than the study's: copy them")
-        return found
 
 
 class Job(NamedTuple):
@@ -152,7 +152,7 @@ class Job(NamedTuple):
     @property
     def checkpoint(self) -> str:
         """What its checkpoint is called, while it is trained."""
-        return f"{self.file.removesuffix('.pth')}.checkpoint"
+        return checkpoint_path(Path(self.file)).name
 
 
 def train_one(job: Job, data: Data, transfer: list[Split], progress: Progress) -> bytes:
@@ -225,7 +225,7 @@ def label_transfer_copy(number: int, teachers: list[bytes], data: Data, folder: 
                            for part in shown.split(1000)])
     answers = torch.zeros(len(shown), CLASSES)
     for teacher in teachers:
-        model = read_weights(teacher)[0].to(memory_format=torch.channels_last)
+        model = parse_weights(teacher, "a teacher")[0].to(memory_format=torch.channels_last)
         answers += predict(model, shown, mean=mean, std=std).softmax(1)
     answers /= len(teachers)
     buffer = io.BytesIO()
@@ -244,20 +244,12 @@ def transfer_set(copies: list[Split]) -> Split:
     return images, answers
 
 
-def read_weights(content: bytes) -> tuple[nn.Sequential, dict[str, Any]]:
-    """The network and the metadata in the bytes of a weights file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "weights.pth")
-        path.write_bytes(content)
-        return load_weights(path)
-
-
 # measuring
 
 def measure(name: str, seed: int, weights: bytes, data: Data) -> dict[str, Any]:
     """All measurements of one training run, of which this is the weights file: a row of the results."""
     test_set = data.load_test()
-    model, metadata = read_weights(weights)
+    model, metadata = parse_weights(weights, f"{name}, seed {seed}")
     scale = {"mean": metadata["mean"], "std": metadata["std"]}
     row = {"seed": seed, "val_accuracy": metadata["val_accuracy"],
            **_accuracies(model, data.load_training()[1], test_set, metadata),
@@ -417,11 +409,11 @@ def _train_all(client: Client, jobs: list[Job], copies: dict[str, list[Future[Sp
 
         try:
             for job in jobs:
-                checkpoint = folder / job.checkpoint
-                if checkpoint.exists():
+                begun = b""
+                if (checkpoint := folder / job.checkpoint).exists():
                     read_checkpoint(checkpoint)  # so that a damaged one is named here
-                progress = Progress(f"{job.file} {uuid.uuid4().hex}", client,
-                                    checkpoint.read_bytes() if checkpoint.exists() else b"")
+                    begun = checkpoint.read_bytes()
+                progress = Progress(client, begun)
                 transfer = copies[job.recipe.teachers][:job.recipe.copies + 1] if job.recipe.teachers else []
                 running[submit(client, train_one, job, data, transfer, progress)] = job, progress
             while running:
@@ -471,7 +463,8 @@ def _follow(futures: list[Future[Any]], name: str) -> None:
     """Show how many are done. Raises what the first that fails raises."""
     bar = tqdm(as_completed(futures), desc=name, total=len(futures), disable=None)
     for number, future in enumerate(bar, 1):
-        future.result()
+        if future.status != "finished":
+            future.result()  # only then: results may be large, and some stay with the workers
         _say(bar, name, number, len(futures))
 
 

@@ -65,6 +65,11 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[nn.Sequential, dict[str,
     return cast(tuple[nn.Sequential, dict[str, Any]], _load(path, NETWORKS))
 
 
+def parse_weights(data: bytes, name: str) -> tuple[nn.Sequential, dict[str, Any]]:
+    """What `load_weights` gives for a file of these bytes. Raises WeightsError, which calls the file `name`."""
+    return cast(tuple[nn.Sequential, dict[str, Any]], _parse(unpack(data, name), name, NETWORKS))
+
+
 def load_detector(path: str | os.PathLike[str]) -> tuple[DigitDetector, dict[str, Any]]:
     """Read a digit detector's weights file, as `load_weights` reads a network's, with the same errors."""
     if not Path(path).exists():

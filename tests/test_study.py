@@ -26,20 +26,19 @@ from mnist.checkpoint import read_checkpoint
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import evaluate, predict
 from mnist.files import read_json
-from mnist.recipes import StudyRecipe
+from mnist.recipes import STUDY, StudyRecipe
 from mnist.study import (
     Data,
     Job,
     interval_of_mean,
     is_trained,
     label_transfer_copy,
-    read_weights,
     study,
     train_one,
     uci_digits,
 )
 from mnist.train import train
-from mnist.weights import WeightsError, load_weights
+from mnist.weights import WeightsError, load_weights, parse_weights
 from mnist_utils import load_split, write_idx
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +103,7 @@ def one_thread() -> Iterator[None]:
 
 
 def same(one: bytes, other: bytes) -> bool:
-    pairs = zip(read_weights(one)[0].parameters(), read_weights(other)[0].parameters(), strict=True)
+    pairs = zip(*(parse_weights(data, "weights")[0].parameters() for data in (one, other)), strict=True)
     return all(torch.equal(*pair) for pair in pairs)
 
 
@@ -142,7 +141,7 @@ def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread):
 def test_the_committed_weights_do_what_the_committed_evidence_says(name, evidence):
     result = evidence[name]
     for row in result["seeds"]:
-        model, metadata = load_weights(ROOT / "study" / f"{name.replace(' ', '-')}-{row['seed']}.pth")
+        model, metadata = load_weights(ROOT / "study" / Job(name, STUDY[name], row["seed"]).file)
         assert sum(weight.numel() for weight in model.parameters()) == result["parameters"]
         accuracy = evaluate(model, IMAGES, LABELS, mean=metadata["mean"], std=metadata["std"])[1]
         assert accuracy == pytest.approx(row["accuracy"], abs=1e-4)  # one image, where another processor rounds
