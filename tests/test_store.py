@@ -649,7 +649,7 @@ def damage(database: sa.URL, column: str, id: int) -> None:
              "confidence": "confidence - 1e-12", "predicted_digit": "1 - predicted_digit / 9",
              "model_digest": "'abd'", "probabilities": "'[0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.2]'",
              "timestamp": "timestamp + interval '1 microsecond'" if postgres else
-                          "substr(timestamp, 1, 25) || (substr(timestamp, 26) + 1) % 10",
+                          "substr(timestamp, 1, 25) || ((substr(timestamp, 26) + 1) % 10)",
              "drawing": f"'{uuid.uuid4()}'" if postgres else f"'{uuid.uuid4().hex}'",
              "digest": "set_byte(digest, 31, 0)" if postgres else "substr(digest, 1, 31)"}[column]
     execute(database, f"UPDATE predictions SET {column} = {value} WHERE id = {id}")
