@@ -12,10 +12,13 @@ import logging
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import torch
 from distributed import Client, Future, LocalCluster, Variable, Worker, WorkerPlugin, get_worker
+from distributed.comm import CommClosedError
+from distributed.utils import silence_logging_cmgr
 from threadpoolctl import threadpool_limits
 
 PATIENCE = 10  # seconds to wait for the scheduler's answer
@@ -32,9 +35,10 @@ class _IgnoresCtrlC(WorkerPlugin):
 def connected(processes: int = 1, scheduler: str | None = None) -> Iterator[Client]:
     """A client of the scheduler at this address, or of one of its own with so many workers on this machine.
 
-    Raises OSError where no scheduler answers.
+    Raises OSError where no scheduler answers, and CancelledError where it ends before the client does.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # the exception says it
         if scheduler is None:
             # no limit of memory: Dask would stop a worker for what it takes a training to hold its images
             cluster = LocalCluster(n_workers=processes, threads_per_worker=1, memory_limit=0, host="127.0.0.1",
@@ -43,7 +47,10 @@ def connected(processes: int = 1, scheduler: str | None = None) -> Iterator[Clie
             client.register_plugin(_IgnoresCtrlC())
         else:
             client = stack.enter_context(Client(scheduler, timeout=PATIENCE))
-        yield client
+        try:
+            yield client
+        except CommClosedError as error:
+            raise CancelledError("the scheduler has ended") from error
 
 
 def submit(client: Client, function: Callable[..., Any], *arguments: Any, worker: str | None = None) -> Future[Any]:

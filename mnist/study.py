@@ -6,9 +6,10 @@
 
 Every network trains on the same 55,000 training images, in a process with one thread. The last
 epoch is evaluated, so no epoch is selected. The other 5,000 training images are for validation. The
-test images are used only after all training runs are done. The folder study/ keeps the runs: a
-finished run is not repeated, and an interrupted one continues from its last epoch. A worker needs
-the repository and its packages; weights, checkpoints and results travel through Dask.
+test images are used only after all training runs are done. The folder study/ keeps the runs: an
+interrupted one continues from its last epoch, and a finished one is not repeated if its weights are
+there, or its results in study.json. A worker needs the repository and its packages; weights,
+checkpoints and results travel through Dask.
 """
 
 import argparse
@@ -48,7 +49,7 @@ from mnist.checkpoint import read_checkpoint
 from mnist.cluster import Progress, connected, submit
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import confidence_threshold, evaluate, expected_calibration_error, predict
-from mnist.files import checkpoint_path, write_atomically, write_json
+from mnist.files import checkpoint_path, read_json, write_atomically, write_json
 from mnist.networks import NETWORKS, fold_batch_norm, with_batch_norm
 from mnist.ood import logits_and_ood_scores
 from mnist.picture import crop, frame
@@ -202,7 +203,7 @@ def is_trained(job: Job, folder: Path) -> bool:
     if not path.exists():
         return False
     trained = load_weights(path)[1]["training"]
-    if any(trained.get(key, value) != value for key, value in asdict(job.recipe).items() if key != "seeds"):
+    if not _same_run(trained, job.recipe):
         raise WeightsError(f"{path} belongs to another recipe: delete it, or undo the change of the recipe")
     return True
 
@@ -357,6 +358,9 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
           processes: int = 1, scheduler: str | None = None) -> dict[str, Any]:
     """Train what is missing, measure everything, and write the results to study.json in the folder.
 
+    A run whose weights are missing is not repeated if study.json has its results, for the same recipe and data,
+    the same versions and the same kind of processor.
+
     The workers are so many processes of this machine, or those of the Dask scheduler at this address.
     The first error, or Ctrl-C, ends the study; interrupted training runs keep their last epoch. Raises
     what the training runs raise, OSError where no scheduler answers, KilledWorker where a training run
@@ -368,29 +372,49 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
     everyones = Data.of(data)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [Job(name, recipe, seed) for name, recipe in recipes.items() for seed in range(recipe.seeds)]
-    missing = [job for job in jobs if not is_trained(job, folder)]
-    print(f"to train: {len(missing)} of {len(jobs)} runs, {sum(job.recipe.epochs for job in missing)} epochs "
-          f"({', '.join(dict.fromkeys(job.name for job in missing)) or 'nothing'})", file=sys.stderr)
+    trained = [job for job in jobs if is_trained(job, folder)]
     with connected(processes, scheduler) as client:
         workers = len(client.nthreads())
         print(f"{workers or 'no'} workers{'' if workers else ' yet: the study waits'}; Dask's dashboard: "
               f"{client.dashboard_link}", file=sys.stderr)
+        conditions = {"machine": submit(client, this_machine).result(),
+                      "data": {"training": everyones.training, "test": everyones.test}}
+        known = {job: row for job, row in _known_rows(folder / "study.json", conditions, jobs).items()
+                 if job not in trained}
+        missing = [job for job in jobs if job not in trained and job not in known]
+        print(f"to train: {len(missing)} of {len(jobs)} runs, {sum(job.recipe.epochs for job in missing)} epochs "
+              f"({', '.join(dict.fromkeys(job.name for job in missing)) or 'nothing'})", file=sys.stderr)
         _train_all(client, [job for job in missing if not job.recipe.teachers], {}, folder, everyones)
         taught = [job for job in missing if job.recipe.teachers]
         copies = _label_copies(client, {job.recipe for job in taught}, recipes, folder, everyones)
         _train_all(client, taught, copies, folder, everyones)
         del copies  # gigabytes, in the workers' memory
-        rows = _run(client, measure, [(job.name, job.seed, (folder / job.file).read_bytes(), everyones)
-                                      for job in jobs])
+        measured = [job for job in jobs if job not in known]
+        rows = known | dict(zip(measured, _run(client, measure, [
+            (job.name, job.seed, (folder / job.file).read_bytes(), everyones) for job in measured])))
         named = [name for name, recipe in recipes.items() if not recipe.images]
         one = min(client.nthreads())  # the worker that is timed
         seconds = [submit(client, epoch_seconds, recipes[name], everyones, worker=one).result() for name in named]
-        machine = submit(client, this_machine, worker=one).result()
-    results = {name: summarize(name, recipe, [row for job, row in zip(jobs, rows) if job[0] == name])
+    results = {name: summarize(name, recipe, [rows[job] for job in jobs if job.name == name])
                for name, recipe in recipes.items()}
-    content = {"machine": machine, "epoch_seconds": dict(zip(named, seconds)), "results": results}
+    content = conditions | {"epoch_seconds": dict(zip(named, seconds)), "results": results}
     write_json(folder / "study.json", content)
     return content
+
+
+def _known_rows(path: Path, conditions: dict[str, Any], jobs: list[Job]) -> dict[Job, dict[str, Any]]:
+    """The rows of an earlier study's results for runs of the same recipes, on the same data, under these conditions."""
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    results = content["results"] if all(content.get(key) == value for key, value in conditions.items()) else {}
+    return {job: row for job in jobs if job.name in results for row in results[job.name]["seeds"]
+            if row["seed"] == job.seed and _same_run(results[job.name]["recipe"], job.recipe)}
+
+
+def _same_run(trained: dict[str, Any], recipe: StudyRecipe) -> bool:
+    """Whether a training run had this recipe; how many seeds there are makes no difference to one of them."""
+    return all(trained.get(key, value) == value for key, value in asdict(recipe).items() if key != "seeds")
 
 
 def _train_all(client: Client, jobs: list[Job], copies: dict[str, list[Future[Split]]], folder: Path,

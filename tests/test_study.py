@@ -25,7 +25,7 @@ import mnist.study
 from mnist.checkpoint import read_checkpoint
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import evaluate, predict
-from mnist.files import read_json
+from mnist.files import read_json, write_json
 from mnist.recipes import STUDY, StudyRecipe
 from mnist.study import (
     Data,
@@ -135,6 +135,27 @@ def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread):
     teachers = [(folder / f"SixConv-{seed}.pth").read_bytes() for seed in range(2)]
     copies = [label_transfer_copy(number, teachers, Data.of(little), str(tmp_path)) for number in range(3)]
     assert same((folder / job.file).read_bytes(), train_one(job, Data.of(little), copies, Here()))
+
+
+def test_a_run_whose_results_are_known_is_not_repeated(little, tmp_path, capsys):
+    """Not without its weights either, unless its recipe or the data are others now."""
+    recipes = {"few": StudyRecipe("MNIST_CNN", 1, 4e-3, images=50, seeds=2)}
+    study(tmp_path, little, {"few": replace(recipes["few"], seeds=1)})
+    first = read_json(tmp_path / "study.json")["results"]["few"]["seeds"][0]
+    (tmp_path / "few-0.pth").unlink()
+    assert study(tmp_path, little, recipes)["results"]["few"]["seeds"][0] == first
+    assert "to train: 1 of 2 runs" in capsys.readouterr().err
+    assert not (tmp_path / "few-0.pth").exists() and (tmp_path / "few-1.pth").exists()
+
+    (tmp_path / "few-1.pth").unlink()
+    study(tmp_path, little, {"few": replace(recipes["few"], learning_rate=5e-3)})
+    assert "to train: 2 of 2 runs" in capsys.readouterr().err
+    content = read_json(tmp_path / "study.json")
+    write_json(tmp_path / "study.json", content | {"data": {"training": "another", "test": "another"}})
+    for file in tmp_path.glob("few-?.pth"):
+        file.unlink()
+    study(tmp_path, little, {"few": replace(recipes["few"], learning_rate=5e-3)})
+    assert "to train: 2 of 2 runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["SixConv", "MNIST_CNN distilled", "MNIST_CNN robust"])
@@ -274,6 +295,28 @@ def test_what_a_cluster_cannot_do_is_said_in_a_sentence(cluster, tmp_path, monke
     (tmp_path / "study" / "one-0.checkpoint").write_bytes(b"not one")
     with pytest.raises(WeightsError, match=r"study/one-0\.checkpoint is truncated, damaged"):
         run()
+
+
+def test_a_killed_scheduler_ends_the_study_and_leaves_the_checkpoints(cluster, tmp_path):
+    cluster.add_worker("one")
+    for name in ("one", "client"):
+        write_little(tmp_path / name / "dataset")
+    process = subprocess.Popen([sys.executable, "-m", "mnist.study", "--scheduler", cluster.address],
+                               cwd=tmp_path / "client", stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        while not (found := list(tmp_path.glob("client/study/*.checkpoint"))):
+            assert process.poll() is None
+            time.sleep(0.1)
+        cluster.processes[0].kill()
+        _, printed = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 2 and "Traceback" not in printed
+    assert printed.splitlines()[-1] == ("mnist.study: the connection to the scheduler was lost; "
+                                        "the same command continues from here")
+    assert read_checkpoint(found[0])["history"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a group of processes")
