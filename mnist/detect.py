@@ -7,7 +7,8 @@
 The detector sees the picture at several sizes, because it knows digits of 20 to 44 pixels. At each
 size it marks where a digit's centre is, and each pixel of ink votes for the centre of its own digit.
 The votes separate digits that touch. Then each digit is cropped, and the detector's reader says which
-one it is, or that it is none. Two logistic regressions turn all that into probabilities.
+one it is, or that it is none. Two logistic regressions turn all that, and whether it stands among
+digits of its size, into probabilities.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from scipy.special import expit, softmax
 from torch import Tensor
 
 from mnist.networks import CELL, LARGEST, NONE, REFERENCE, DigitDetector, local_contrast
-from mnist.numbers import FloatBox, centred_in
+from mnist.numbers import FloatBox, centred_in, written_height
 from mnist.picture import MAX_WORKING_SIDE, MIN_WORKING_SIDE, crop
 
 STEP = 1.35  # between the sizes at which the picture is seen; less than LARGEST / SMALLEST, so that no digit is missed
@@ -32,6 +33,7 @@ PRESENT = 0.5  # how probable a digit is that counts as read
 MAX_CANDIDATES = 1500  # the strongest ones; a page of print has more
 SAME_OVERLAP, SAME_INSIDE = 0.45, 0.75  # two boxes are one digit above either: intersection over union, over smaller
 CROP, CROPPED = 32, 1.3  # pixels of a crop's side, and how much larger than the digit it is
+BESIDE, ALIKE = 2.5, 0.45  # digits beside one another: within so many heights, whose logarithms differ by so much
 OWN = 0.35  # of a digit's side: ink that votes for a place so far from its centre is hardly its own
 EXPLAINED = 0.3  # of a digit's side: ink that votes for a place so near its centre belongs to it
 PART = 0.4  # of a digit's side: smaller strokes within it are its own
@@ -45,7 +47,7 @@ class FoundDigit:
     there: float  # 0 to 1: the probability that there is a digit
     right: float  # 0 to 1: the probability that there is one, and that it is the likeliest
     probabilities: np.ndarray  # (10,) of each digit, if there is one
-    evidence: np.ndarray  # (3,): what these probabilities come from, see `evidence`
+    evidence: np.ndarray  # (EVIDENCE,): what these probabilities come from, see `evidence`
     box: FloatBox  # in pixels of the picture
     strokes: np.ndarray  # (h, w) bool: its own strokes, without those of its neighbours
 
@@ -132,8 +134,8 @@ def find_digits(detector: DigitDetector, grey: np.ndarray) -> Found:
     kept = _without_duplicates(candidates)
     logits = iter(_read(detector, seen, [one for digit, twins in kept for one in (digit, *twins)]))
     means = np.array([np.mean([next(logits) for _ in (one, *twins)], 0) for one, twins in kept]).reshape(-1, NONE + 1)
-    known = evidence(np.array([one.score for one, _ in kept]), means)
-    there, right = probability(known[:, :2], detector.there), probability(known, detector.right)
+    known = evidence(np.array([(*one.box, one.score, len(twins)) for one, twins in kept]).reshape(-1, 6), means)
+    there, right = probability(known, detector.there), probability(known, detector.right)
     right = np.minimum(right, there)
     read = [one for (one, _), chance in zip(kept, there) if chance > PRESENT]
     digits = []
@@ -145,15 +147,26 @@ def find_digits(detector: DigitDetector, grey: np.ndarray) -> Found:
     return Found(digits, _other_writing(seen, read))
 
 
-def evidence(scores: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """What speaks for digits with these scores (K,) and these logits (K, 11) of the reader: (K, 3).
+def evidence(found: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """What speaks for digits and against them, from 6 numbers for each (K, 6) and the reader's logits (K, 11).
 
-    The logit of the score; how far the likeliest digit is above none; and how far above the second.
+    The 6 numbers are left, top, right and bottom of its box, its score, and how many other views show it. The
+    result (K, EVIDENCE) has the logit of the score; how far the likeliest digit is above none, and above the
+    second; how many views show it; how many digits of its height are beside it; and how far its height is from
+    the median of all likely digits, as a logarithm.
     """
+    left, top, right, bottom, scores, twins = found.T
     scores = scores.clip(1e-4, 1 - 1e-4)
     second, first = np.sort(logits[:, :NONE], 1)[:, -2:].T
+    likely = 1 - softmax(logits, 1)[:, NONE]
+    across, down = (np.abs(middles[:, None] - middles) for middles in ((left + right) / 2, (top + bottom) / 2))
+    heights = written_height(right - left, bottom - top)
+    usual, unlike = (heights[:, None] + heights) / 2, np.abs(np.log(heights[:, None] / heights))
+    beside = (across > 0.2 * usual) & (across < BESIDE * usual) & (down < usual / 2) & (unlike < ALIKE)
+    typical = np.median(heights[likely > PRESENT]) if (likely > PRESENT).any() else heights
+    size = np.abs(np.log(heights / typical))
     return np.stack([np.log(scores / (1 - scores)), (first - logits[:, NONE]).clip(-12, 12),
-                     (first - second).clip(0, 8)], 1)
+                     (first - second).clip(0, 8), twins, (beside * likely).sum(1).clip(max=4), size.clip(max=1.5)], 1)
 
 
 def probability(known: np.ndarray, regression: Tensor) -> np.ndarray:

@@ -44,7 +44,7 @@ LEARNING_RATE = 3e-3
 EPOCHS = 14
 CROPS, OTHERS = 88, 32  # per step, at most: crops of digits and of other places
 PAGES = 40  # validation pictures after each epoch
-CALIBRATION_PAGES = 500
+CALIBRATION_PAGES = 1000
 LIKELY = 0.2  # how probable a digit is for which it matters which digit it is
 
 
@@ -170,7 +170,7 @@ class DetectorTraining:
 
 
 def fit_probabilities(detector: DigitDetector, known: np.ndarray, there: np.ndarray, right: np.ndarray) -> None:
-    """Fit `there` and `right` of a detector to evidence (K, 3), to whether a digit is there, and whether it is right.
+    """Fit `there` and `right` of a detector to `evidence`, to whether a digit is there, and whether it is right.
 
     A regression stays as it is where all its examples are alike, as they are for an untrained detector.
     """
@@ -181,8 +181,8 @@ def fit_probabilities(detector: DigitDetector, known: np.ndarray, there: np.ndar
             fitted = LogisticRegression().fit(known, truth)
             regression.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
 
-    fit(detector.there, known[:, :2], there)
-    likely = probability(known[:, :2], detector.there) > LIKELY  # of the others, the class does not matter
+    fit(detector.there, known, there)
+    likely = probability(known, detector.there) > LIKELY  # of the others, the class does not matter
     fit(detector.right, known[likely], right[likely])
 
 

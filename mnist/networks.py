@@ -119,6 +119,7 @@ CELL = 4  # its maps have a cell for each 4 × 4 pixels
 SMALLEST, LARGEST = 20.0, 44.0  # the longer side of the digits that it finds
 REFERENCE = 32.0  # the unit of the votes; sizes are logarithms of their ratio to it
 NONE = 10  # its reader's class for what is no digit
+EVIDENCE = 6  # numbers from which a digit's probabilities come: see `mnist.detect.evidence`
 
 
 class DigitDetector(nn.Module):
@@ -135,7 +136,8 @@ class DigitDetector(nn.Module):
     and of no digit. A crop's channels are local contrast, ink, and how much the ink votes for this digit.
 
     `there` and `right` are logistic regressions (Platt 1999), each its factors and its constant: they
-    turn what the two parts say into the probability that there is a digit, and that its class is right.
+    turn what the two parts say, and whether the digit stands among others of its size, into the probability
+    that there is a digit, and that its class is right.
     """
 
     there: Tensor
@@ -153,8 +155,8 @@ class DigitDetector(nn.Module):
                                     *_conv(16, 32), *_conv(32, 32), nn.MaxPool2d(2),
                                     *_conv(32, 64), *_conv(64, 64), nn.MaxPool2d(2), nn.Flatten(),
                                     nn.Linear(64 * 4 * 4, 11))
-        self.register_buffer("there", torch.tensor([1.0, 1.0, 0.0]))
-        self.register_buffer("right", torch.tensor([0.5, 0.5, 0.5, 0.0]))
+        self.register_buffer("there", torch.tensor([1.0, 1.0, *[0.0] * (EVIDENCE - 1)]))
+        self.register_buffer("right", torch.tensor([0.5, 0.5, 0.5, *[0.0] * (EVIDENCE - 2)]))
         bias = cast(Tensor, self.heads.bias)
         with torch.no_grad():
             bias[:1] = -4.0  # few cells are centres, and at first none is expected

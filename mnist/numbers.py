@@ -26,8 +26,7 @@ def group(boxes: list[FloatBox]) -> Grouping:
         return Grouping([], 0.0)
     edges = np.array(boxes)
     middles = (edges[:, :2] + edges[:, 2:]) / 2
-    # a flat digit, such as a lying 1, is no smaller than its neighbours
-    heights = np.maximum(edges[:, 3] - edges[:, 1], 0.8 * (edges[:, 2] - edges[:, 0]))
+    heights = written_height(edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1])
     angle = _angle(middles, heights)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     x, y = (middles @ turn).T
@@ -50,6 +49,11 @@ def group(boxes: list[FloatBox]) -> Grouping:
         ends = steps > np.maximum(WIDE_GAP * usual, UNEVEN_GAP * np.median(steps) if len(steps) > 2 else 0)
         numbers += [part.tolist() for part in np.split(np.array(line), np.flatnonzero(ends) + 1)]
     return Grouping(numbers, angle)
+
+
+def written_height(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """How high digits of these sizes are written: a flat one, such as a lying 1, is no smaller than its neighbours."""
+    return np.maximum(heights, 0.8 * widths)
 
 
 def centred_in(one: FloatBox, boxes: list[FloatBox]) -> bool:

@@ -29,7 +29,7 @@ from app.views import outlined
 from mnist.predict import MNISTPredictor
 
 ROOT = Path(__file__).parents[1]
-COUNT, ENGINE_COUNT, SEED = 500, 100, 1
+COUNT, ENGINE_COUNT, SEED = 500, 40, 1
 FEW, MANY = 2, 6  # pictures of each kind in the two figures
 SMALL = 400  # pixels: the longer side below which the OCR engines get a picture twice as large
 MEGAPIXELS = (4000, 3000)

@@ -7,10 +7,11 @@ import pytest
 from scipy.special import expit
 
 import scenes
-from mnist.detect import PRESENT, find_digits
+from mnist.detect import PRESENT, evidence, find_digits
 from mnist.detector_training import judged
 from mnist.files import DETECTOR
 from mnist.ink import Digits, words
+from mnist.networks import EVIDENCE, NONE
 from mnist.picture import read_picture
 from mnist.scenes import draw_page
 from mnist.weights import load_detector
@@ -71,6 +72,21 @@ def test_digits_of_the_training_generator_are_found_as_well():
         digits = [one for one in find_digits(DETECTOR_NETWORK, grey).digits if one.there > PRESENT]
         right.append(len(digits) == len(placed))
     assert np.mean(right) > 0.6
+
+
+def test_evidence_tells_a_digit_of_a_line_from_one_that_stands_alone():
+    """Three digits of one height beside one another; one far below, twice as high; one among them that is none."""
+    boxes = [(0, 0, 10, 20), (15, 1, 25, 21), (30, 0, 40, 20), (0, 100, 20, 140), (45, 0, 55, 20)]
+    logits = np.zeros((5, 11))
+    logits[:, 7], logits[:, 2] = 9, 4
+    logits[4, NONE] = 30
+    known = evidence(np.array([(*box, 0.5, 2) for box in boxes]), logits)
+    assert known.shape == (5, EVIDENCE)
+    assert known[:4, 0].tolist() == [0] * 4 and known[:, 1].tolist() == [9, 9, 9, 9, -12] and set(known[:, 2]) == {5}
+    assert known[:, 3].tolist() == [2] * 5
+    assert known[:, 4] == pytest.approx([2, 2, 2, 0, 3], abs=0.01)
+    assert known[:, 5] == pytest.approx([0, 0, 0, np.log(2), 0])
+    assert evidence(np.zeros((0, 6)), np.zeros((0, 11))).shape == (0, EVIDENCE)
 
 
 def test_its_probabilities_mean_what_they_say():

@@ -11,7 +11,7 @@ import mnist.detector_training
 import run_model
 from mnist.detector_training import DetectorTraining, detection_loss, fit_probabilities
 from mnist.ink import Digits, words
-from mnist.networks import DigitDetector
+from mnist.networks import EVIDENCE, DigitDetector
 from mnist.scenes import draw_page, draw_scenes
 from mnist.weights import WeightsError, load_detector, load_weights
 from mnist_utils import FILES, load_split, write_idx
@@ -69,13 +69,13 @@ def test_the_detector_learns(digits):
 def test_its_probabilities_are_fitted_to_what_was_there():
     """The regressions of scikit-learn, on what is there, and on what is right of what is likely there."""
     rng, detector = np.random.default_rng(0), DigitDetector()
-    known = rng.normal(0, 3, (2000, 3))
+    known = rng.normal(0, 3, (2000, EVIDENCE))
     there = known[:, 0] + rng.logistic(size=2000) > 1
     right = there & (known[:, 2] + rng.logistic(size=2000) > -1)
     fit_probabilities(detector, known, there, right)
-    expected = LogisticRegression().fit(known[:, :2], there)
+    expected = LogisticRegression().fit(known, there)
     assert detector.there.tolist() == pytest.approx([*expected.coef_[0], *expected.intercept_], rel=1e-4, abs=1e-5)
-    likely = expected.predict_proba(known[:, :2])[:, 1] > mnist.detector_training.LIKELY
+    likely = expected.predict_proba(known)[:, 1] > mnist.detector_training.LIKELY
     expected = LogisticRegression().fit(known[likely], right[likely])
     assert detector.right.tolist() == pytest.approx([*expected.coef_[0], *expected.intercept_], rel=1e-4, abs=1e-5)
     before = detector.there.clone()
