@@ -2,7 +2,7 @@
 # make store   run them in place: their outputs, the weights and the figures are stored where git sees them
 # make lab     open them in JupyterLab                    make app    serve the page to draw on
 # make test    prove the notebooks and everything else
-# make study   train what the study lacks, measure all of it (hours without its weights; PROCESSES=4 where
+# make study   train what the study lacks, measure all of it (hours without its results; PROCESSES=4 where
 #              there are as many cores, and 16 GB of memory), and store the report study/evidence.ipynb
 # make bench   measure the speed of training, exports and page, and how well handwriting is read
 #              (more than half an hour; leave the machine alone meanwhile)

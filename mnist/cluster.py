@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from distributed import Client, Future, LocalCluster, Variable, Worker, WorkerPlugin, get_worker
-from distributed.comm import CommClosedError
+from distributed.client import ClosedClientError
+from distributed.comm.core import CommClosedError
 from distributed.utils import silence_logging_cmgr
 from threadpoolctl import threadpool_limits
 
@@ -38,7 +39,7 @@ def connected(processes: int = 1, scheduler: str | None = None) -> Iterator[Clie
     Raises OSError where no scheduler answers, and CancelledError where it ends before the client does.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # the exception says it
+        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what fails raises an exception
         if scheduler is None:
             # no limit of memory: Dask would stop a worker for what it takes a training to hold its images
             cluster = LocalCluster(n_workers=processes, threads_per_worker=1, memory_limit=0, host="127.0.0.1",
@@ -49,8 +50,8 @@ def connected(processes: int = 1, scheduler: str | None = None) -> Iterator[Clie
             client = stack.enter_context(Client(scheduler, timeout=PATIENCE))
         try:
             yield client
-        except CommClosedError as error:
-            raise CancelledError("the scheduler has ended") from error
+        except (CommClosedError, ClosedClientError) as error:
+            raise CancelledError("the connection to the scheduler was lost") from error
 
 
 def submit(client: Client, function: Callable[..., Any], *arguments: Any, worker: str | None = None) -> Future[Any]:

@@ -7,8 +7,8 @@
 The detector sees the picture at several sizes, because it knows digits of 20 to 44 pixels. At each
 size it marks where a digit's centre is, and each pixel of ink votes for the centre of its own digit.
 The votes separate digits that touch. Then each digit is cropped, and the detector's reader says which
-one it is, or that it is none. Two logistic regressions turn all that, and whether it stands among
-digits of its size, into probabilities.
+one it is, or that it is none. Two logistic regressions turn all that, and whether the digit stands
+among others of its size, into probabilities.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,8 @@ PRESENT = 0.5  # how probable a digit is that counts as read
 MAX_CANDIDATES = 1500  # the strongest ones; a page of print has more
 SAME_OVERLAP, SAME_INSIDE = 0.45, 0.75  # two boxes are one digit above either: intersection over union, over smaller
 CROP, CROPPED = 32, 1.3  # pixels of a crop's side, and how much larger than the digit it is
-BESIDE, ALIKE = 2.5, 0.45  # digits beside one another: within so many heights, whose logarithms differ by so much
+TOO_NEAR, BESIDE, SAME_LINE = 0.2, 2.5, 0.5  # of digits' height: digits beside one another are so far apart
+ALIKE = 0.45  # the logarithms of their heights differ by no more
 OWN = 0.35  # of a digit's side: ink that votes for a place so far from its centre is hardly its own
 EXPLAINED = 0.3  # of a digit's side: ink that votes for a place so near its centre belongs to it
 PART = 0.4  # of a digit's side: smaller strokes within it are its own
@@ -134,7 +135,8 @@ def find_digits(detector: DigitDetector, grey: np.ndarray) -> Found:
     kept = _without_duplicates(candidates)
     logits = iter(_read(detector, seen, [one for digit, twins in kept for one in (digit, *twins)]))
     means = np.array([np.mean([next(logits) for _ in (one, *twins)], 0) for one, twins in kept]).reshape(-1, NONE + 1)
-    known = evidence(np.array([(*one.box, one.score, len(twins)) for one, twins in kept]).reshape(-1, 6), means)
+    known = evidence(np.array([one.box for one, _ in kept]).reshape(-1, 4), np.array([one.score for one, _ in kept]),
+                     np.array([len(twins) for _, twins in kept]), means)
     there, right = probability(known, detector.there), probability(known, detector.right)
     right = np.minimum(right, there)
     read = [one for (one, _), chance in zip(kept, there) if chance > PRESENT]
@@ -147,26 +149,35 @@ def find_digits(detector: DigitDetector, grey: np.ndarray) -> Found:
     return Found(digits, _other_writing(seen, read))
 
 
-def evidence(found: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """What speaks for digits and against them, from 6 numbers for each (K, 6) and the reader's logits (K, 11).
+def evidence(boxes: np.ndarray, scores: np.ndarray, twins: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """What speaks for digits and against them: (K, EVIDENCE).
 
-    The 6 numbers are left, top, right and bottom of its box, its score, and how many other views show it. The
-    result (K, EVIDENCE) has the logit of the score; how far the likeliest digit is above none, and above the
-    second; how many views show it; how many digits of its height are beside it; and how far its height is from
-    the median of all likely digits, as a logarithm.
+    Known are their boxes (K, 4), their scores (K,), how often other views show them (K,), and the reader's logits
+    (K, 11). The columns are the logit of the score; how far the likeliest digit is above none, -12 to 12, and above
+    the second, 0 to 8; how often other views show it; and the two of `_context`.
     """
-    left, top, right, bottom, scores, twins = found.T
     scores = scores.clip(1e-4, 1 - 1e-4)
     second, first = np.sort(logits[:, :NONE], 1)[:, -2:].T
-    likely = 1 - softmax(logits, 1)[:, NONE]
+    return np.column_stack([np.log(scores / (1 - scores)), (first - logits[:, NONE]).clip(-12, 12),
+                            (first - second).clip(0, 8), twins, *_context(boxes, 1 - softmax(logits, 1)[:, NONE])])
+
+
+def _context(boxes: np.ndarray, chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many digits of about its height are beside each (K,), 0 to 4, and how unusual its own height is, 0 to 1.5.
+
+    The number is a sum of `chances` (K,) that there is a digit. Unusual is the logarithm of the height's ratio to the
+    median of likely digits.
+    """
+    left, top, right, bottom = boxes.T
     across, down = (np.abs(middles[:, None] - middles) for middles in ((left + right) / 2, (top + bottom) / 2))
     heights = written_height(right - left, bottom - top)
-    usual, unlike = (heights[:, None] + heights) / 2, np.abs(np.log(heights[:, None] / heights))
-    beside = (across > 0.2 * usual) & (across < BESIDE * usual) & (down < usual / 2) & (unlike < ALIKE)
-    typical = np.median(heights[likely > PRESENT]) if (likely > PRESENT).any() else heights
-    size = np.abs(np.log(heights / typical))
-    return np.stack([np.log(scores / (1 - scores)), (first - logits[:, NONE]).clip(-12, 12),
-                     (first - second).clip(0, 8), twins, (beside * likely).sum(1).clip(max=4), size.clip(max=1.5)], 1)
+    logs, usual = np.log(heights), (heights[:, None] + heights) / 2
+    # nearer than TOO_NEAR is the digit itself, or another box of it
+    beside = (across > TOO_NEAR * usual) & (across < BESIDE * usual) & (down < SAME_LINE * usual) \
+        & (np.abs(logs[:, None] - logs) < ALIKE)
+    likely = chances > 0.5
+    unusual = np.abs(logs - np.log(np.median(heights[likely]))) if likely.any() else np.zeros(len(heights))
+    return (beside * chances).sum(1).clip(max=4), unusual.clip(max=1.5)
 
 
 def probability(known: np.ndarray, regression: Tensor) -> np.ndarray:

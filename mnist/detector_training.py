@@ -170,7 +170,7 @@ class DetectorTraining:
 
 
 def fit_probabilities(detector: DigitDetector, known: np.ndarray, there: np.ndarray, right: np.ndarray) -> None:
-    """Fit `there` and `right` of a detector to `evidence`, to whether a digit is there, and whether it is right.
+    """Fit a detector's regressions to evidence (K, EVIDENCE), and to whether each digit is there and is right (K,).
 
     A regression stays as it is where all its examples are alike, as they are for an untrained detector.
     """

@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -359,29 +359,30 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
     """Train what is missing, measure everything, and write the results to study.json in the folder.
 
     A run whose weights are missing is not repeated if study.json has its results, for the same recipe and data,
-    the same versions and the same kind of processor.
+    the same versions and the same kind of processor. Delete study.json after a change of what trains or measures.
 
     The workers are so many processes of this machine, or those of the Dask scheduler at this address.
     The first error, or Ctrl-C, ends the study; interrupted training runs keep their last epoch. Raises
-    what the training runs raise, OSError where no scheduler answers, KilledWorker where a training run
-    has cost four workers, and CancelledError where the scheduler ends.
+    what the training runs raise, DamagedError for a damaged study.json, OSError where no scheduler answers,
+    KilledWorker where a training run has cost four workers, and CancelledError where the scheduler ends.
     """
     if not FASHION.exists():
         print(f"{FASHION} is missing: no results for clothes (Debian: apt install dataset-fashion-mnist)",
               file=sys.stderr)
     everyones = Data.of(data)
     folder.mkdir(parents=True, exist_ok=True)
+    same_data = {key: value for key, value in everyones._asdict().items() if key != "folder"}
     jobs = [Job(name, recipe, seed) for name, recipe in recipes.items() for seed in range(recipe.seeds)]
-    trained = [job for job in jobs if is_trained(job, folder)]
+    untrained = [job for job in jobs if not is_trained(job, folder)]
+    earlier = read_json(folder / "study.json") if untrained and (folder / "study.json").exists() else {}
     with connected(processes, scheduler) as client:
         workers = len(client.nthreads())
         print(f"{workers or 'no'} workers{'' if workers else ' yet: the study waits'}; Dask's dashboard: "
               f"{client.dashboard_link}", file=sys.stderr)
-        conditions = {"machine": submit(client, this_machine).result(),
-                      "data": {"training": everyones.training, "test": everyones.test}}
-        known = {job: row for job, row in _known_rows(folder / "study.json", conditions, jobs).items()
-                 if job not in trained}
-        missing = [job for job in jobs if job not in trained and job not in known]
+        known = {}
+        if (earlier.get("data"), earlier.get("machine")) == (same_data, submit(client, this_machine).result()):
+            known = _known_rows(earlier["results"], recipes, untrained)
+        missing = [job for job in untrained if job not in known]
         print(f"to train: {len(missing)} of {len(jobs)} runs, {sum(job.recipe.epochs for job in missing)} epochs "
               f"({', '.join(dict.fromkeys(job.name for job in missing)) or 'nothing'})", file=sys.stderr)
         _train_all(client, [job for job in missing if not job.recipe.teachers], {}, folder, everyones)
@@ -395,26 +396,32 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
         named = [name for name, recipe in recipes.items() if not recipe.images]
         one = min(client.nthreads())  # the worker that is timed
         seconds = [submit(client, epoch_seconds, recipes[name], everyones, worker=one).result() for name in named]
+        machine = submit(client, this_machine, worker=one).result()
     results = {name: summarize(name, recipe, [rows[job] for job in jobs if job.name == name])
                for name, recipe in recipes.items()}
-    content = conditions | {"epoch_seconds": dict(zip(named, seconds)), "results": results}
+    content = {"machine": machine, "data": same_data, "epoch_seconds": dict(zip(named, seconds)), "results": results}
     write_json(folder / "study.json", content)
     return content
 
 
-def _known_rows(path: Path, conditions: dict[str, Any], jobs: list[Job]) -> dict[Job, dict[str, Any]]:
-    """The rows of an earlier study's results for runs of the same recipes, on the same data, under these conditions."""
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    results = content["results"] if all(content.get(key) == value for key, value in conditions.items()) else {}
-    return {job: row for job in jobs if job.name in results for row in results[job.name]["seeds"]
-            if row["seed"] == job.seed and _same_run(results[job.name]["recipe"], job.recipe)}
+def _known_rows(earlier: dict[str, Any], recipes: dict[str, StudyRecipe], untrained: list[Job]) -> \
+        dict[Job, dict[str, Any]]:
+    """What an earlier study's results hold of these runs: rows of the same recipe, with the same teachers."""
+    def same(name: str) -> bool:
+        recipe, teachers = recipes[name], recipes[name].teachers
+        return name in earlier and _same_run(earlier[name]["recipe"], recipe) and (
+            not teachers or (same(teachers) and earlier[teachers]["recipe"]["seeds"] == recipes[teachers].seeds))
+
+    known = {job: row for job in untrained if same(job.name) for row in earlier[job.name]["seeds"]
+             if row["seed"] == job.seed}
+    needed = {job.recipe.teachers for job in untrained if job not in known}  # as weights: they are to teach
+    return {job: row for job, row in known.items() if job.name not in needed}
 
 
-def _same_run(trained: dict[str, Any], recipe: StudyRecipe) -> bool:
+def _same_run(stored: dict[str, Any], recipe: StudyRecipe) -> bool:
     """Whether a training run had this recipe; how many seeds there are makes no difference to one of them."""
-    return all(trained.get(key, value) == value for key, value in asdict(recipe).items() if key != "seeds")
+    defaults = {field.name: field.default for field in fields(recipe)}
+    return all(stored.get(key, defaults[key]) == value for key, value in asdict(recipe).items() if key != "seeds")
 
 
 def _train_all(client: Client, jobs: list[Job], copies: dict[str, list[Future[Split]]], folder: Path,
@@ -512,7 +519,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         content = study(processes=options.processes, scheduler=options.scheduler)
     except CancelledError:
-        print("mnist.study: the connection to the scheduler was lost; the same command continues from here",
+        print("mnist.study: the connection to the scheduler was lost: start it again; then the same command continues",
               file=sys.stderr)
         return 2
     except (OSError, ValueError, ArithmeticError, KilledWorker, RuntimeError) as error:

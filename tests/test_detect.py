@@ -75,18 +75,28 @@ def test_digits_of_the_training_generator_are_found_as_well():
 
 
 def test_evidence_tells_a_digit_of_a_line_from_one_that_stands_alone():
-    """Three digits of one height beside one another; one far below, twice as high; one among them that is none."""
-    boxes = [(0, 0, 10, 20), (15, 1, 25, 21), (30, 0, 40, 20), (0, 100, 20, 140), (45, 0, 55, 20)]
-    logits = np.zeros((5, 11))
+    """Two digits of one height beside each other, and for each reason one that is not beside them."""
+    boxes = np.array([(0, 0, 10, 20), (15, 1, 25, 21),  # the two
+                      (0, 30, 10, 50),                  # on another line
+                      (30, 0, 40, 35),                  # of another height
+                      (90, 0, 100, 20),                 # too far away
+                      (1, 0, 11, 20)])                  # another box of the first, and no digit
+    logits = np.zeros((6, 11))
     logits[:, 7], logits[:, 2] = 9, 4
-    logits[4, NONE] = 30
-    known = evidence(np.array([(*box, 0.5, 2) for box in boxes]), logits)
-    assert known.shape == (5, EVIDENCE)
-    assert known[:4, 0].tolist() == [0] * 4 and known[:, 1].tolist() == [9, 9, 9, 9, -12] and set(known[:, 2]) == {5}
-    assert known[:, 3].tolist() == [2] * 5
-    assert known[:, 4] == pytest.approx([2, 2, 2, 0, 3], abs=0.01)
-    assert known[:, 5] == pytest.approx([0, 0, 0, np.log(2), 0])
-    assert evidence(np.zeros((0, 6)), np.zeros((0, 11))).shape == (0, EVIDENCE)
+    logits[5, NONE] = 30
+    known = evidence(boxes, np.full(6, 0.5), np.full(6, 2), logits)
+    assert known.shape == (6, EVIDENCE) and set(known[:, 2]) == {5} and set(known[:, 3]) == {2}
+    assert known[:, 0] == pytest.approx(np.zeros(6)) and known[:, 1].tolist() == [9, 9, 9, 9, 9, -12]
+    assert known[:, 4] == pytest.approx([1, 1, 0, 0, 0, 1], abs=0.01)
+    assert known[:, 5] == pytest.approx([0, 0, 0, np.log(35 / 20), 0, 0])
+
+    logits[:, NONE] = 30  # nothing is likely, and so nothing unusual
+    assert evidence(boxes, np.full(6, 0.5), np.full(6, 2), logits)[:, 4:].max() < 0.01
+    crowd = np.array([(30 * number, 0, 30 * number + 100, 200) for number in range(12)] + [(0, 0, 5, 10)])
+    known = evidence(crowd, np.full(13, 0.5), np.full(13, 2), np.eye(11)[[0] * 13] * 9)
+    assert known[:, 4].max() == 4 and known[12, 5] == 1.5  # at most
+    none = evidence(np.zeros((0, 4)), np.zeros(0), np.zeros(0), np.zeros((0, 11)))
+    assert none.shape == (0, EVIDENCE)
 
 
 def test_its_probabilities_mean_what_they_say():

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from distributed import Client
+from distributed.comm.core import CommClosedError
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
@@ -138,7 +139,7 @@ def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread):
 
 
 def test_a_run_whose_results_are_known_is_not_repeated(little, tmp_path, capsys):
-    """Not without its weights either, unless its recipe or the data are others now."""
+    """Even without its weights."""
     recipes = {"few": StudyRecipe("MNIST_CNN", 1, 4e-3, images=50, seeds=2)}
     study(tmp_path, little, {"few": replace(recipes["few"], seeds=1)})
     first = read_json(tmp_path / "study.json")["results"]["few"]["seeds"][0]
@@ -147,15 +148,41 @@ def test_a_run_whose_results_are_known_is_not_repeated(little, tmp_path, capsys)
     assert "to train: 1 of 2 runs" in capsys.readouterr().err
     assert not (tmp_path / "few-0.pth").exists() and (tmp_path / "few-1.pth").exists()
 
-    (tmp_path / "few-1.pth").unlink()
-    study(tmp_path, little, {"few": replace(recipes["few"], learning_rate=5e-3)})
-    assert "to train: 2 of 2 runs" in capsys.readouterr().err
     content = read_json(tmp_path / "study.json")
-    write_json(tmp_path / "study.json", content | {"data": {"training": "another", "test": "another"}})
-    for file in tmp_path.glob("few-?.pth"):
-        file.unlink()
-    study(tmp_path, little, {"few": replace(recipes["few"], learning_rate=5e-3)})
+    assert content["data"].items() <= Data.of(little)._asdict().items()
+    write_json(tmp_path / "study.json", content | {"machine": content["machine"] | {"torch": "another"}})
+    (tmp_path / "few-1.pth").unlink()
+    study(tmp_path, little, recipes)
     assert "to train: 2 of 2 runs" in capsys.readouterr().err
+
+
+def test_known_rows_are_of_the_same_recipe_and_teachers():
+    recipes = {"teacher": StudyRecipe("MNIST_CNN", 1, 4e-3, seeds=2),
+               "taught": StudyRecipe("MNIST_CNN", 1, 4e-3, teachers="teacher", copies=1, seeds=2)}
+    earlier = {name: {"recipe": asdict(recipe), "seeds": [{"seed": 0}, {"seed": 1}]}
+               for name, recipe in recipes.items()}
+
+    def known(name: str, **changes) -> list[str]:
+        """The files whose rows are known if this recipe is now another one."""
+        now = recipes | {name: replace(recipes[name], **changes)}
+        jobs = [Job(name, recipe, seed) for name, recipe in now.items() for seed in range(recipe.seeds)]
+        return [job.file for job in mnist.study._known_rows(earlier, now, jobs)]
+
+    taught, teachers = ["taught-0.pth", "taught-1.pth"], ["teacher-0.pth", "teacher-1.pth"]
+    assert known("taught") == teachers + taught
+    assert known("taught", learning_rate=5e-3) == []  # the teachers' weights are needed
+    assert known("taught", seeds=3) == taught
+    assert known("teacher", learning_rate=5e-3) == []
+    assert known("teacher", seeds=3) == []  # others than taught these
+    for result in earlier.values():
+        del result["recipe"]["label_smoothing"]  # an older study knows no such field
+    assert known("taught") == teachers + taught and known("teacher", label_smoothing=0.1) == []
+
+
+def test_the_committed_results_are_those_of_the_committed_data(evidence):
+    committed = read_json(ROOT / "study" / "study.json")["data"]
+    assert committed == {key: value for key, value in Data.of(str(ROOT / "dataset"))._asdict().items()
+                         if key in ("training", "test")} | {"clothes": True}
 
 
 @pytest.mark.parametrize("name", ["SixConv", "MNIST_CNN distilled", "MNIST_CNN robust"])
@@ -298,6 +325,9 @@ def test_what_a_cluster_cannot_do_is_said_in_a_sentence(cluster, tmp_path, monke
 
 
 def test_a_killed_scheduler_ends_the_study_and_leaves_the_checkpoints(cluster, tmp_path):
+    with pytest.raises(CancelledError, match="the connection to the scheduler was lost"), \
+            mnist.cluster.connected(scheduler=cluster.address):
+        raise CommClosedError
     cluster.add_worker("one")
     for name in ("one", "client"):
         write_little(tmp_path / name / "dataset")
@@ -305,7 +335,7 @@ def test_a_killed_scheduler_ends_the_study_and_leaves_the_checkpoints(cluster, t
                                cwd=tmp_path / "client", stderr=subprocess.PIPE, text=True,
                                env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
-        while not (found := list(tmp_path.glob("client/study/*.checkpoint"))):
+        while not list(tmp_path.glob("client/study/*.checkpoint")):
             assert process.poll() is None
             time.sleep(0.1)
         cluster.processes[0].kill()
@@ -314,9 +344,10 @@ def test_a_killed_scheduler_ends_the_study_and_leaves_the_checkpoints(cluster, t
         process.kill()
         process.wait()
     assert process.returncode == 2 and "Traceback" not in printed
-    assert printed.splitlines()[-1] == ("mnist.study: the connection to the scheduler was lost; "
-                                        "the same command continues from here")
-    assert read_checkpoint(found[0])["history"]
+    assert printed.splitlines()[-1] == ("mnist.study: the connection to the scheduler was lost: start it again; "
+                                        "then the same command continues")
+    left = [*tmp_path.glob("client/study/*.checkpoint"), *tmp_path.glob("client/study/*.pth")]
+    assert left and all(read_checkpoint(path)["history"] for path in left if path.suffix == ".checkpoint")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a group of processes")
