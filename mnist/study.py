@@ -371,7 +371,6 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
               file=sys.stderr)
     everyones = Data.of(data)
     folder.mkdir(parents=True, exist_ok=True)
-    same_data = {key: value for key, value in everyones._asdict().items() if key != "folder"}
     jobs = [Job(name, recipe, seed) for name, recipe in recipes.items() for seed in range(recipe.seeds)]
     untrained = [job for job in jobs if not is_trained(job, folder)]
     earlier = read_json(folder / "study.json") if untrained and (folder / "study.json").exists() else {}
@@ -379,9 +378,7 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
         workers = len(client.nthreads())
         print(f"{workers or 'no'} workers{'' if workers else ' yet: the study waits'}; Dask's dashboard: "
               f"{client.dashboard_link}", file=sys.stderr)
-        known = {}
-        if (earlier.get("data"), earlier.get("machine")) == (same_data, submit(client, this_machine).result()):
-            known = _known_rows(earlier["results"], recipes, untrained)
+        known = _known_rows(earlier, _conditions(submit(client, this_machine).result(), everyones), recipes, untrained)
         missing = [job for job in untrained if job not in known]
         print(f"to train: {len(missing)} of {len(jobs)} runs, {sum(job.recipe.epochs for job in missing)} epochs "
               f"({', '.join(dict.fromkeys(job.name for job in missing)) or 'nothing'})", file=sys.stderr)
@@ -396,23 +393,33 @@ def study(folder: Path = FOLDER, data: str = "dataset", recipes: dict[str, Study
         named = [name for name, recipe in recipes.items() if not recipe.images]
         one = min(client.nthreads())  # the worker that is timed
         seconds = [submit(client, epoch_seconds, recipes[name], everyones, worker=one).result() for name in named]
-        machine = submit(client, this_machine, worker=one).result()
+        conditions = _conditions(submit(client, this_machine, worker=one).result(), everyones)
     results = {name: summarize(name, recipe, [rows[job] for job in jobs if job.name == name])
                for name, recipe in recipes.items()}
-    content = {"machine": machine, "data": same_data, "epoch_seconds": dict(zip(named, seconds)), "results": results}
+    content = conditions | {"epoch_seconds": dict(zip(named, seconds)), "results": results}
     write_json(folder / "study.json", content)
     return content
 
 
-def _known_rows(earlier: dict[str, Any], recipes: dict[str, StudyRecipe], untrained: list[Job]) -> \
-        dict[Job, dict[str, Any]]:
-    """What an earlier study's results hold of these runs: rows of the same recipe, with the same teachers."""
+def _conditions(machine: dict[str, Any], data: Data) -> dict[str, Any]:
+    """On what results depend besides the recipes."""
+    return {"machine": machine,
+            "data": {"training": data.training, "test": data.test, "clothes": data.clothes}}
+
+
+def _known_rows(earlier: dict[str, Any], conditions: dict[str, Any], recipes: dict[str, StudyRecipe],
+                untrained: list[Job]) -> dict[Job, dict[str, Any]]:
+    """What an earlier study.json holds of these runs: rows of the same recipe, teachers and conditions."""
+    if any(earlier.get(key) != value for key, value in conditions.items()):
+        return {}
+    results = earlier["results"]
+
     def same(name: str) -> bool:
         recipe, teachers = recipes[name], recipes[name].teachers
-        return name in earlier and _same_run(earlier[name]["recipe"], recipe) and (
-            not teachers or (same(teachers) and earlier[teachers]["recipe"]["seeds"] == recipes[teachers].seeds))
+        return name in results and _same_run(results[name]["recipe"], recipe) and (
+            not teachers or (same(teachers) and results[teachers]["recipe"]["seeds"] == recipes[teachers].seeds))
 
-    known = {job: row for job in untrained if same(job.name) for row in earlier[job.name]["seeds"]
+    known = {job: row for job in untrained if same(job.name) for row in results[job.name]["seeds"]
              if row["seed"] == job.seed}
     needed = {job.recipe.teachers for job in untrained if job not in known}  # as weights: they are to teach
     return {job: row for job, row in known.items() if job.name not in needed}

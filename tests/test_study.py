@@ -26,7 +26,7 @@ import mnist.study
 from mnist.checkpoint import read_checkpoint
 from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import evaluate, predict
-from mnist.files import read_json, write_json
+from mnist.files import read_json
 from mnist.recipes import STUDY, StudyRecipe
 from mnist.study import (
     Data,
@@ -108,7 +108,7 @@ def same(one: bytes, other: bytes) -> bool:
     return all(torch.equal(*pair) for pair in pairs)
 
 
-def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread):
+def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread, capsys):
     recipes = {"SixConv": StudyRecipe("SixConv", 4, 1e-2, bfloat16=True, seeds=2),
                "few": StudyRecipe("MNIST_CNN", 1, 4e-3, images=50, seeds=2),
                "MNIST_CNN distilled": StudyRecipe("MNIST_CNN", 3, 1e-2, augment=False, teachers="SixConv", copies=2,
@@ -137,36 +137,25 @@ def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread):
     copies = [label_transfer_copy(number, teachers, Data.of(little), str(tmp_path)) for number in range(3)]
     assert same((folder / job.file).read_bytes(), train_one(job, Data.of(little), copies, Here()))
 
-
-def test_a_run_whose_results_are_known_is_not_repeated(little, tmp_path, capsys):
-    """Even without its weights."""
-    recipes = {"few": StudyRecipe("MNIST_CNN", 1, 4e-3, images=50, seeds=2)}
-    study(tmp_path, little, {"few": replace(recipes["few"], seeds=1)})
-    first = read_json(tmp_path / "study.json")["results"]["few"]["seeds"][0]
-    (tmp_path / "few-0.pth").unlink()
-    assert study(tmp_path, little, recipes)["results"]["few"]["seeds"][0] == first
-    assert "to train: 1 of 2 runs" in capsys.readouterr().err
-    assert not (tmp_path / "few-0.pth").exists() and (tmp_path / "few-1.pth").exists()
-
-    content = read_json(tmp_path / "study.json")
-    assert content["data"].items() <= Data.of(little)._asdict().items()
-    write_json(tmp_path / "study.json", content | {"machine": content["machine"] | {"torch": "another"}})
-    (tmp_path / "few-1.pth").unlink()
-    study(tmp_path, little, recipes)
-    assert "to train: 2 of 2 runs" in capsys.readouterr().err
+    for seed in range(2):  # known results are kept without weights, and not trained again
+        (folder / f"few-{seed}.pth").unlink()
+    again = study(folder, little, {"few": recipes["few"]})
+    assert again["results"]["few"]["seeds"] == written["results"]["few"]["seeds"] and again["data"] == written["data"]
+    assert "to train: 0 of 2 runs" in capsys.readouterr().err
 
 
 def test_known_rows_are_of_the_same_recipe_and_teachers():
     recipes = {"teacher": StudyRecipe("MNIST_CNN", 1, 4e-3, seeds=2),
                "taught": StudyRecipe("MNIST_CNN", 1, 4e-3, teachers="teacher", copies=1, seeds=2)}
-    earlier = {name: {"recipe": asdict(recipe), "seeds": [{"seed": 0}, {"seed": 1}]}
+    results = {name: {"recipe": asdict(recipe), "seeds": [{"seed": 0}, {"seed": 1}]}
                for name, recipe in recipes.items()}
+    conditions = {"machine": {"torch": "2"}, "data": {"training": "one"}}
 
     def known(name: str, **changes) -> list[str]:
         """The files whose rows are known if this recipe is now another one."""
         now = recipes | {name: replace(recipes[name], **changes)}
         jobs = [Job(name, recipe, seed) for name, recipe in now.items() for seed in range(recipe.seeds)]
-        return [job.file for job in mnist.study._known_rows(earlier, now, jobs)]
+        return [job.file for job in mnist.study._known_rows(conditions | {"results": results}, conditions, now, jobs)]
 
     taught, teachers = ["taught-0.pth", "taught-1.pth"], ["teacher-0.pth", "teacher-1.pth"]
     assert known("taught") == teachers + taught
@@ -174,7 +163,11 @@ def test_known_rows_are_of_the_same_recipe_and_teachers():
     assert known("taught", seeds=3) == taught
     assert known("teacher", learning_rate=5e-3) == []
     assert known("teacher", seeds=3) == []  # others than taught these
-    for result in earlier.values():
+    assert mnist.study._known_rows({}, conditions, recipes, [Job("taught", recipes["taught"], 0)]) == {}
+    for other in ({"machine": {"torch": "3"}}, {"data": {"training": "another"}}):
+        assert mnist.study._known_rows(conditions | {"results": results} | other, conditions, recipes,
+                                       [Job("taught", recipes["taught"], 0)]) == {}
+    for result in results.values():
         del result["recipe"]["label_smoothing"]  # an older study knows no such field
     assert known("taught") == teachers + taught and known("teacher", label_smoothing=0.1) == []
 
