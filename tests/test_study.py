@@ -324,9 +324,9 @@ def test_a_killed_scheduler_ends_the_study_and_leaves_the_checkpoints(cluster, t
     cluster.add_worker("one")
     for name in ("one", "client"):
         write_little(tmp_path / name / "dataset")
-    process = subprocess.Popen([sys.executable, "-m", "mnist.study", "--scheduler", cluster.address],
-                               cwd=tmp_path / "client", stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    program = f"import mnist.study as s; s.POLL = 0.1; raise SystemExit(s.main(['--scheduler', '{cluster.address}']))"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path / "client", stderr=subprocess.PIPE,
+                               text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         while not list(tmp_path.glob("client/study/*.checkpoint")):
             assert process.poll() is None
