@@ -33,8 +33,9 @@ PRESENT = 0.5  # how probable a digit is that counts as read
 MAX_CANDIDATES = 1500  # the strongest ones; a page of print has more
 SAME_OVERLAP, SAME_INSIDE = 0.45, 0.75  # two boxes are one digit above either: intersection over union, over smaller
 CROP, CROPPED = 32, 1.3  # pixels of a crop's side, and how much larger than the digit it is
-TOO_NEAR, BESIDE, SAME_LINE = 0.2, 2.5, 0.5  # of digits' height: digits beside one another are so far apart
-ALIKE = 0.45  # the logarithms of their heights differ by no more
+# a digit's neighbours, in heights: how far across, nearer is another box of the digit itself; how far above or below
+NEAREST, FARTHEST, OFFSET = 0.2, 2.5, 0.5
+UNLIKE = 0.45  # the logarithms of neighbours' heights differ by less
 OWN = 0.35  # of a digit's side: ink that votes for a place so far from its centre is hardly its own
 EXPLAINED = 0.3  # of a digit's side: ink that votes for a place so near its centre belongs to it
 PART = 0.4  # of a digit's side: smaller strokes within it are its own
@@ -172,9 +173,8 @@ def _context(boxes: np.ndarray, chances: np.ndarray) -> tuple[np.ndarray, np.nda
     across, down = (np.abs(middles[:, None] - middles) for middles in ((left + right) / 2, (top + bottom) / 2))
     heights = written_height(right - left, bottom - top)
     logs, usual = np.log(heights), (heights[:, None] + heights) / 2
-    # nearer than TOO_NEAR is the digit itself, or another box of it
-    beside = (across > TOO_NEAR * usual) & (across < BESIDE * usual) & (down < SAME_LINE * usual) \
-        & (np.abs(logs[:, None] - logs) < ALIKE)
+    beside = (across > NEAREST * usual) & (across < FARTHEST * usual) & (down < OFFSET * usual) \
+        & (np.abs(logs[:, None] - logs) < UNLIKE)
     likely = chances > 0.5
     unusual = np.abs(logs - np.log(np.median(heights[likely]))) if likely.any() else np.zeros(len(heights))
     return (beside * chances).sum(1).clip(max=4), unusual.clip(max=1.5)

@@ -349,9 +349,11 @@ def test_the_digits_of_a_photo_are_read_and_kept(page):
     expect(page.locator("#seen")).to_contain_text("Read: 0316?, 52948.")
     assert page.locator("#seen img").count() == 9
     expect(page.locator("#seen")).to_contain_text("5 kept, 4 of doubtful numbers not kept: label them")
+    page.locator("#doubtful input").check()
+    expect(page.locator("#seen")).to_contain_text("9 kept: label them")
     show(page, "History")
-    expect(page.locator("#count")).to_have_text("5 drawings; page 1 of 1")
-    assert rows(page).locator(".read").all_inner_texts() == list("52948"[::-1])
+    expect(page.locator("#count")).to_have_text("9 drawings; page 1 of 1")
+    assert rows(page).locator(".read").all_inner_texts() == list("031652948"[::-1])
 
 
 def test_a_doubtful_number_is_kept_while_it_is_ticked(page, tmp_path):

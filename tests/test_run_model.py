@@ -271,7 +271,7 @@ def test_a_resumed_training_stands_in_the_log_once(data, folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(data, folder):
-    common = ["--mode", "train", "--data", data, "--epochs", 20, "--model-path"]  # long enough to be interrupted
+    common = ["--mode", "train", "--data", data, "--epochs", 40, "--model-path"]  # long enough to be interrupted
     whole = start(*common, folder / "whole.pth")
     assert whole.communicate(timeout=120) and whole.returncode == 0
     process, checkpoint = start(*common, folder / "stopped.pth"), folder / "stopped.checkpoint"
