@@ -389,7 +389,8 @@ def as_json(number: "Number") -> dict[str, Any]:
     digits = [{"digit": one.digit, "confidence": one.confidence, "probabilities": one.probabilities.tolist(),
                "trusted": one.trusted, "reason": one.reason, "box": one.box} for one in number.digits]
     return {"text": number.text, "confidence": number.confidence, "trusted": number.trusted, "reason": number.reason,
-            "notes": number.notes, "box": number.box, "corners": number.corners, "digits": digits}
+            "notes": number.notes, "box": number.box, "corners": number.corners, "digits": digits,
+            "weights": number.weights}
 
 
 def export_model(options: argparse.Namespace) -> None:

@@ -15,7 +15,8 @@ from mnist.finetune import Comparison
 from mnist.picture import MAX_WORKING_SIDE, PICTURE_FORMATS, read_picture
 from mnist.predict import Number
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by the colour-blind (Okabe and Ito)
+BLUE, ORANGE = "#0072B2", "#D55E00"  # on photos; told apart by the colour-blind (Okabe and Ito)
+PARTS = "right", "wrong", "unlabelled"  # of a bar: classes in tables.css
 DAYS = 14
 
 
@@ -88,20 +89,21 @@ def cards(numbers: list[Number], notes: list[str]) -> str:
 
 def statistics(numbers: Statistics, unsure: list[Row], latest: list[Row | Damaged]) -> str:
     """The HTML of the Statistics tab: counts, charts, and the drawings in `unsure`, worth a label, and in `latest`."""
-    digits = [(str(digit), [(right / count if count else 0, BLUE)], f"{right:,} of {count:,}")
+    digits = [(str(digit), [right / count, 1 - right / count] if count else [], f"{right:,} of {count:,}")
               for digit, (count, right) in enumerate(numbers.per_digit)]
     most = max(1, *numbers.histogram.sum(1).tolist())
-    sure = [(f"{10 * tenth} to {10 * tenth + 10} %", list(zip((row / most).tolist(), (BLUE, ORANGE, GREY))),
-             f"{row.sum():,}") for tenth, row in enumerate(numbers.histogram)]
+    sure = [(f"{10 * tenth} to {10 * tenth + 10} %", (row / most).tolist(), f"{row.sum():,}")
+            for tenth, row in enumerate(numbers.histogram)]
     busiest = max(numbers.per_day.values(), default=1)
-    days = [(str(day), [(count / busiest, GREY)], f"{count:,}") for day, count in list(numbers.per_day.items())[-DAYS:]]
-    key = f"<p>{_swatch(BLUE)} read right {_swatch(ORANGE)} read wrong {_swatch(GREY)} no label yet</p>"
-    return _summary(numbers) + _row([
-        _bars("Read right, of those labelled as", digits), _confusion(numbers),
-        f"<div>{_bars('Drawings, by how sure the network was', sure)}{key}</div>",
-        _bars(f"Drawings a day (UTC), the last {DAYS} days that had any", days),
-    ]) + (f"<h2>Worth a label: those without one of which the network was least sure</h2>{_gallery(unsure)}"
-          if unsure else "") + f"<h2>Latest drawings</h2>{_gallery(latest)}"
+    days = [(str(day), [0, 0, count / busiest], f"{count:,}") for day, count in list(numbers.per_day.items())[-DAYS:]]
+    key = "".join(f'<span><i class="{part}"></i>{text}</span>' for part, text in zip(PARTS, (
+        "read right", "read wrong", "no label yet")))
+    charts = [_bars("Read right, of those labelled as", digits), _confusion(numbers),
+              f"{_bars('Drawings, by how sure the network was', sure)}<p class='key'>{key}</p>",
+              _bars(f"Drawings a day (UTC), the last {DAYS} days that had any", days)]
+    return _summary(numbers) + f'<div class="charts">{"".join(f"<div>{chart}</div>" for chart in charts)}</div>' + (
+        f"<h2>Worth a label: those without one of which the network was least sure</h2>{_gallery(unsure)}"
+        if unsure else "") + f"<h2>Latest drawings</h2>{_gallery(latest)}"
 
 
 def taught(results: list[Comparison], weights: str) -> str:
@@ -129,9 +131,9 @@ def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _card(picture: np.ndarray | bytes, *lines: str) -> str:
+def _card(picture: np.ndarray | bytes, *lines: str, part: str = "") -> str:
     text = "<br>".join(map(html.escape, filter(None, lines)))
-    return f'<figure><img src="{data_url(picture)}" alt=""><figcaption>{text}</figcaption></figure>'
+    return f'<figure class="{part}"><img src="{data_url(picture)}" alt=""><figcaption>{text}</figcaption></figure>'
 
 
 def _row(parts: list[str]) -> str:
@@ -146,20 +148,18 @@ def _summary(numbers: Statistics) -> str:
     low, high = binomtest(numbers.right, numbers.labelled).proportion_ci(method="wilson")
     return (f'<p class="summary"><strong>{_percent(numbers.accuracy)}</strong> of {numbers.labelled:,} labelled '
             f"drawings read right ({numbers.right:,}; 95 % interval {_percent(low)} to {_percent(high)}). "
-            f"{numbers.total:,} drawings in all.</p>{damaged}")
+            f"{numbers.total:,} drawings in all.</p>"
+            f'<div class="interval"><span style="left:{low:.2%};width:{high - low:.2%}"></span>'
+            f'<b style="left:{numbers.accuracy:.2%}"></b></div>{damaged}')
 
 
-def _bars(title: str, rows: list[tuple[str, list[tuple[float, str]], str]]) -> str:
-    """A bar chart. Each row holds its name, its bar's parts (share of the full width, colour), and its number."""
+def _bars(title: str, rows: list[tuple[str, list[float], str]]) -> str:
+    """A bar chart. Each row holds its name, the parts of its bar as shares of the full width, and its number."""
     body = ""
-    for name, parts, number in rows:
-        bar = "".join(f'<span style="width:{share:.2%};background:{colour}"></span>' for share, colour in parts)
+    for name, shares, number in rows:
+        bar = "".join(f'<span class="{part}" style="width:{share:.2%}"></span>' for part, share in zip(PARTS, shares))
         body += f'<tr><th scope="row">{name}</th><td><div>{bar}</div></td><td>{number}</td></tr>'
     return f'<table class="bars"><caption>{title}</caption>{body}</table>'
-
-
-def _swatch(colour: str) -> str:
-    return f'<span class="swatch" style="background:{colour}"></span>'
 
 
 def _confusion(numbers: Statistics) -> str:
@@ -168,7 +168,7 @@ def _confusion(numbers: Statistics) -> str:
     head = "".join(f'<th scope="col">{digit}</th>' for digit in range(10))
     body = ""
     for truth in range(10):
-        cells = "".join(f'<td style="background:rgba({"0,114,178" if truth == digit else "213,94,0"},'
+        cells = "".join(f'<td style="background:rgba({"11,92,173" if truth == digit else "184,71,0"},'
                         f'{strength[truth, digit]:.2f})">{counts[truth, digit] or ""}</td>' for digit in range(10))
         body += f'<tr><th scope="row">{truth}</th>{cells}</tr>'
     return ('<table class="confusion"><caption>What it really was (down), and was read as (across)</caption>'
@@ -176,6 +176,8 @@ def _confusion(numbers: Statistics) -> str:
 
 
 def _gallery(rows: list[Row | Damaged]) -> str:
-    return _row([_card(row.image_data, f"read as {row.predicted_digit} ({_percent(row.confidence, 0)})",
-                       "no label yet" if row.true_label is None else f"labelled {row.true_label}")
-                 for row in rows if isinstance(row, Row)])
+    shown = [_card(row.image_data, f"read as {row.predicted_digit} ({_percent(row.confidence, 0)})",
+                   "no label yet" if row.true_label is None else f"labelled {row.true_label}",
+                   part=PARTS[2 if row.true_label is None else int(row.true_label != row.predicted_digit)])
+             for row in rows if isinstance(row, Row)]
+    return f'<div class="gallery">{"".join(shown)}</div>'

@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
-from mnist.detect import PRESENT, FoundDigit, crops, find_digits, layers, probability
+from mnist.detect import NEIGHBOURS, PRESENT, FoundDigit, crops, find_digits, layers, probability
 from mnist.files import checkpoint_path
 from mnist.ink import Digits, words
-from mnist.networks import CELL, NONE, REFERENCE, DigitDetector
+from mnist.networks import CELL, EVIDENCE, NONE, REFERENCE, DigitDetector
 from mnist.numbers import group
 from mnist.runs import check_model_path, set_aside
 from mnist.scenes import Placed, Targets, draw_page, draw_scenes
@@ -41,8 +41,8 @@ from mnist_utils import digest, load_training
 STEPS = 500  # in what counts as an epoch
 SCENES = 32  # in a step
 LEARNING_RATE = 3e-3
-EPOCHS = 14
-CROPS, OTHERS = 88, 32  # per step, at most: crops of digits and of other places
+EPOCHS = 16
+CROPS, OTHERS = 160, 40  # per step, at most: crops of digits and of other places
 PAGES = 40  # validation pictures after each epoch
 CALIBRATION_PAGES = 1000
 LIKELY = 0.2  # how probable a digit is for which it matters which digit it is
@@ -183,7 +183,8 @@ def fit_probabilities(detector: DigitDetector, known: np.ndarray, there: np.ndar
 
     fit(detector.there, known, there)
     likely = probability(known, detector.there) > LIKELY  # of the others, the class does not matter
-    fit(detector.right, known[likely], right[likely])
+    alone = np.where(np.arange(EVIDENCE) == NEIGHBOURS, 0, known)  # a digit's neighbours say little about its class
+    fit(detector.right, alone[likely], right[likely])
 
 
 def judged(found: list[FoundDigit], placed: list[Placed]) -> Iterator[tuple[np.ndarray, bool, bool]]:
@@ -246,7 +247,7 @@ def _crops(pictures: Tensor, targets: Targets, chance: Tensor, sizes: Tensor, vo
     around = F.max_pool2d(targets.heat, 3, 1, 1)[:, 0]
     peaks = (chance == F.max_pool2d(chance, 3, 1, 1))[:, 0] & (around < 0.1) & ~targets.ignored
     digits = targets.centred.nonzero()
-    digits = digits[:: max(1, -(-len(digits) // CROPS))]
+    digits = digits[torch.randperm(len(digits))[:CROPS]]
     others = peaks.nonzero()
     others = others[chance[:, 0][peaks].topk(min(OTHERS, len(others))).indices]
     cells = torch.cat([digits, others])

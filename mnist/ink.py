@@ -36,7 +36,7 @@ class Digits:
             if bar is not None:
                 bar.update()
             size = (FIELD, FIELD)
-            ink = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) > 100
+            ink = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) > 128
             if not ink.any():
                 continue
             inside = ndimage.distance_transform_edt(ink) - ndimage.distance_transform_edt(~ink)

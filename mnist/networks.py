@@ -123,7 +123,7 @@ EVIDENCE = 6  # numbers from which a digit's probabilities come: see `mnist.dete
 
 
 class DigitDetector(nn.Module):
-    """Finds handwritten digits of 20 to 44 pixels, and reads each one found; 304,672 parameters.
+    """Finds handwritten digits of 20 to 44 pixels, and reads each one found; 365,728 parameters.
 
     `forward` finds: grey levels (N, 1, H, W) from 0 to 1 → four maps. H and W are multiples of 8. The
     first three maps have a cell for each 4 × 4 pixels: (N, 1, h, w) is the logit of a digit's centre
@@ -153,8 +153,8 @@ class DigitDetector(nn.Module):
         self.heads = nn.Conv2d(64, 1 + 2 + 2 + 16, 1)
         self.reader = nn.Sequential(*_conv(3, 16), *_conv(16, 16), nn.MaxPool2d(2),
                                     *_conv(16, 32), *_conv(32, 32), nn.MaxPool2d(2),
-                                    *_conv(32, 64), *_conv(64, 64), nn.MaxPool2d(2), nn.Flatten(),
-                                    nn.Linear(64 * 4 * 4, 11))
+                                    *_conv(32, 96), *_conv(96, 96), nn.MaxPool2d(2), nn.Flatten(),
+                                    nn.Linear(96 * 4 * 4, 11))
         self.register_buffer("there", torch.tensor([1.0, 1.0, *[0.0] * (EVIDENCE - 1)]))
         self.register_buffer("right", torch.tensor([0.5, 0.5, 0.5, *[0.0] * (EVIDENCE - 2)]))
         bias = cast(Tensor, self.heads.bias)

@@ -79,6 +79,7 @@ class Number:
     notes: tuple[str, ...]  # remarks on the picture, and on what beside the number was left out
     box: Box  # in pixels of the original picture
     corners: tuple[tuple[int, int], ...]  # of its outline, which is turned as the page is; clockwise
+    weights: str  # the SHA-256 of the file of weights that read it: the digit detector's, or the network's
 
     @property
     def trusted(self) -> bool:
@@ -141,8 +142,8 @@ class MNISTPredictor:
         if ready is not None:
             one, = self._judge([Prepared(ready, [], source.notes)])
             return [_number([replace(one, box=(0, 0, 28, 28))], [(0.0, 0.0, 28.0, 28.0)], 0.0, one.confidence, "",
-                            source.notes)]
-        return _numbers(find_digits(self.detector, source.grey), source.scale, source.notes)
+                            source.notes, self.digest)]
+        return _numbers(find_digits(self.detector, source.grey), source.scale, source.notes, self.detector_digest)
 
     @property
     def detector(self) -> DigitDetector:
@@ -202,7 +203,7 @@ def _low_confidence(probabilities: np.ndarray) -> str:
     return LOW_CONFIDENCE.format(probabilities.argsort()[-2])
 
 
-def _numbers(found: Found, scale: float, notes: tuple[str, ...]) -> list[Number]:
+def _numbers(found: Found, scale: float, notes: tuple[str, ...], weights: str) -> list[Number]:
     """The numbers that the digits found in a picture make; `scale` is how many of its pixels one here spans."""
     digits = [one for one in found.digits if one.there > PRESENT]
     doubtful = [one for one in found.digits if POSSIBLE < one.there <= PRESENT]
@@ -225,7 +226,8 @@ def _numbers(found: Found, scale: float, notes: tuple[str, ...]) -> list[Number]
             reason = UNREAD
         elif read < TRUSTED and all(one.trusted for one in predictions):
             reason = MANY_DIGITS
-        results.append(_number(predictions, [_scaled(box, scale) for box in own], angle, confidence, reason, remarks))
+        results.append(_number(predictions, [_scaled(box, scale) for box in own], angle, confidence, reason, remarks,
+                               weights))
     return results
 
 
@@ -280,11 +282,11 @@ def _beside(box: FloatBox, digits: list[FloatBox], angle: float) -> bool:
 
 
 def _number(digits: list[Prediction], boxes: list[FloatBox], angle: float, confidence: float, reason: str,
-            notes: tuple[str, ...]) -> Number:
+            notes: tuple[str, ...], weights: str) -> Number:
     """The number of these digits; a reason not to trust one of them is the number's as well."""
     left, top = (round(min(box[side] for box in boxes)) for side in (0, 1))
     right, bottom = (round(max(box[side] for box in boxes)) for side in (2, 3))
     reasons = [f"{one.digit}: {one.reason}" for one in digits if one.reason]
     return Number("".join(str(one.digit) for one in digits), tuple(digits),
                   confidence, reason or "; ".join(dict.fromkeys(reasons)), notes,
-                  (left, top, right, bottom), tuple((round(x), round(y)) for x, y in outline(boxes, angle)))
+                  (left, top, right, bottom), tuple((round(x), round(y)) for x, y in outline(boxes, angle)), weights)

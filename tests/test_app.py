@@ -676,9 +676,8 @@ def test_the_statistics_show_what_there_is(filled):
     assert [digits[digit][1] for digit in (3, 5, 7)] == ["1", "0", "1"] and digits[3] == ["3", "1", "of", "1"]
     assert confusion[6] == ["5", "1"] and len(confusion) == 11
     assert [int(row[-1]) for row in sure] == [0, 0, 0, 0, 1, 1, 0, 0, 1, 3]
-    colours = re.findall(r"width:([\d.]+)%;background:(#\w+)", tables[2][9])
-    assert [(float(share), colour) for share, colour in colours] == [
-        (33.33, "#0072B2"), (0, "#D55E00"), (66.67, "#999999")]  # right, wrong, no label
+    parts = re.findall(r'class="(\w+)" style="width:([\d.]+)%', tables[2][9])
+    assert [(part, float(share)) for part, share in parts] == [("right", 33.33), ("wrong", 0), ("unlabelled", 66.67)]
     assert days == [[f"{datetime.now(UTC):%Y-%m-%d}", "6"]]
     assert "66.7 %</strong> of 3 labelled drawings read right (2; 95 % interval" in shown
     unsure, latest = (re.findall(r"<figcaption>(.*?)</figcaption>", part) for part in shown.split("Latest drawings"))

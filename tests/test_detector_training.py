@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 import mnist.detector_training
 import run_model
+from mnist.detect import NEIGHBOURS
 from mnist.detector_training import DetectorTraining, detection_loss, fit_probabilities
 from mnist.ink import Digits, words
 from mnist.networks import EVIDENCE, DigitDetector
@@ -67,7 +68,10 @@ def test_the_detector_learns(digits):
 
 
 def test_its_probabilities_are_fitted_to_what_was_there():
-    """The regressions of scikit-learn, on what is there, and on what is right of what is likely there."""
+    """The regressions of scikit-learn, on what is there, and on what is right of what is likely there.
+
+    The second one does not know how many neighbours a digit has.
+    """
     rng, detector = np.random.default_rng(0), DigitDetector()
     known = rng.normal(0, 3, (2000, EVIDENCE))
     there = known[:, 0] + rng.logistic(size=2000) > 1
@@ -76,8 +80,10 @@ def test_its_probabilities_are_fitted_to_what_was_there():
     expected = LogisticRegression().fit(known, there)
     assert detector.there.tolist() == pytest.approx([*expected.coef_[0], *expected.intercept_], rel=1e-4, abs=1e-5)
     likely = expected.predict_proba(known)[:, 1] > mnist.detector_training.LIKELY
-    expected = LogisticRegression().fit(known[likely], right[likely])
-    assert detector.right.tolist() == pytest.approx([*expected.coef_[0], *expected.intercept_], rel=1e-4, abs=1e-5)
+    alone = np.delete(known, NEIGHBOURS, 1)
+    expected = LogisticRegression().fit(alone[likely], right[likely])
+    factors = np.insert(expected.coef_[0], NEIGHBOURS, 0)
+    assert detector.right.tolist() == pytest.approx([*factors, *expected.intercept_], rel=1e-4, abs=1e-5)
     before = detector.there.clone()
     fit_probabilities(detector, known, np.zeros(2000, bool), np.zeros(2000, bool))  # nothing to tell apart
     assert torch.equal(detector.there, before)

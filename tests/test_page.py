@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import csv
+import hashlib
 import io
 import os
 import re
@@ -391,6 +392,19 @@ def test_a_photo_is_not_kept_without_leave(page):
     expect(page.locator("#seen")).to_contain_text("Read: 7.")
     show(page, "History")
     expect(page.locator("#count")).to_have_text("0 drawings; page 1 of 1")
+
+
+def test_a_kept_digit_names_the_weights_that_read_it(page, site, tmp_path):
+    """The network reads a picture in MNIST's form, and the digit detector all others."""
+    Image.fromarray(IMAGES[0]).save(tmp_path / "mnist.png")
+    for path in (ROOT / "figures" / "samples" / "seven.jpg", tmp_path / "mnist.png"):
+        upload(page, path)
+        expect(page.locator("#seen")).to_contain_text("1 kept")
+        page.get_by_role("button", name="Clear").locator("visible=true").click()
+    with contextlib.closing(sqlite3.connect(site.database)) as connection:
+        kept = [digest for digest, in connection.execute("SELECT model_digest FROM predictions ORDER BY id")]
+    assert kept == [hashlib.sha256(path.read_bytes()).hexdigest()
+                    for path in (ROOT / "mnist" / "detector.pth", Path(site.surroundings["MODEL_PATH"]))]
 
 
 def test_a_pasted_picture_is_read(page):
