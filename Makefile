@@ -33,7 +33,7 @@ store: $(READY)
 	$(BIN)/python tests/run_notebooks.py $(NOTEBOOKS)
 
 test: $(READY)
-	$(BIN)/python -m pytest --durations=10 --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest --durations=10
 
 bench: $(READY)
 	$(BIN)/python tests/benchmark.py

@@ -390,7 +390,7 @@ def as_json(number: "Number") -> dict[str, Any]:
                "trusted": one.trusted, "reason": one.reason, "box": one.box} for one in number.digits]
     return {"text": number.text, "confidence": number.confidence, "trusted": number.trusted, "reason": number.reason,
             "notes": number.notes, "box": number.box, "corners": number.corners, "digits": digits,
-            "weights": number.weights}
+            "digest": number.digest}
 
 
 def export_model(options: argparse.Namespace) -> None:

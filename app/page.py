@@ -91,7 +91,6 @@ DOWNLOAD = """async () => {
     return link.click();
   }
 }"""
-TABLES = html.text("palette.css") + (Path(__file__).parent / "tables.css").read_text("utf-8")
 ANY = "any"
 PROGRESS = gr.Progress()  # Gradio gives each call of a function with this default its own
 
@@ -259,12 +258,12 @@ class Page:
         that is read again adds no new drawings; and then the digits that are not kept are deleted.
         """
         digits = [one for number in numbers for one in number.digits]
-        chosen = [(one, number.weights) for place, number in enumerate(numbers)
+        chosen = [(one, number.digest) for place, number in enumerate(numbers)
                   if number.trusted or place in doubtful for one in number.digits]
         kept = set[uuid.UUID]()
         try:
-            for one, weights in chosen:
-                self._save(key := _key_of(file, one), one, Image.fromarray(one.picture), weights)
+            for one, read_by in chosen:
+                self._save(key := _key_of(file, one), one, Image.fromarray(one.picture), read_by)
                 kept.add(key)
             for key in {_key_of(file, one) for one in digits} - kept if again else ():
                 self.store.discard(key)  # its tick was taken away
@@ -417,7 +416,7 @@ class Page:
                 outlined = gr.Image(label="Where the numbers are", show_label=False, interactive=False, format="png",
                                     alt_text="The picture, with an outline around each number", buttons=[],
                                     visible=False)
-        seen = gr.HTML(elem_id="seen", css_template=TABLES, apply_default_css=False)
+        seen = gr.HTML(elem_id="seen", css_template=_style("tables.css"), apply_default_css=False)
         with gr.Accordion("As values", open=False):
             values = gr.JSON(show_label=False)
         answer = [values, outlined, seen]
@@ -436,7 +435,7 @@ class Page:
         with gr.Row():
             teach = gr.Button("Teach it my drawings", variant="primary", scale=0, min_width=260)
             back = gr.Button("Go back to the former weights", scale=0, min_width=260)
-        result = gr.HTML(elem_id="lesson", css_template=TABLES, apply_default_css=False, min_height=60)
+        result = gr.HTML(elem_id="lesson", css_template=_style("tables.css"), apply_default_css=False, min_height=60)
         buttons = [teach, back]
         update = _plainly(self.teaching_buttons)
         tab.select(update, None, buttons, api_visibility="private", show_progress="hidden")
@@ -446,7 +445,7 @@ class Page:
                                                          show_progress="hidden")
 
     def _build_statistics(self, tab: gr.Tab) -> None:
-        shown = gr.HTML(elem_id="statistics", css_template=TABLES, apply_default_css=False)
+        shown = gr.HTML(elem_id="statistics", css_template=_style("tables.css"), apply_default_css=False)
         with gr.Row():
             again = gr.Button("Count again", scale=0, min_width=160)
         again.click(_plainly(self.statistics), None, shown, api_name="statistics")
@@ -466,7 +465,7 @@ class Page:
                                             min_width=200, elem_classes="day") for word in ("From", "Before"))
         count = gr.Markdown(elem_id="count")
         rows = gr.HTML([], html_template=_file("history.html"),
-                       css_template=html.text("palette.css") + _file("history.css"), js_on_load=_file("history.js"),
+                       css_template=_style("history.css"), js_on_load=_file("history.js"),
                        apply_default_css=False, elem_id="history")
         with gr.Row():
             back = gr.Button("Newer", scale=0, min_width=110)
@@ -538,6 +537,11 @@ def _plainly(function: Callable) -> Callable:
         except (StoreError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
     return shown
+
+
+def _style(name: str) -> str:
+    """A style sheet of this folder, after the page's colours."""
+    return html.text("palette.css") + _file(name)
 
 
 def _file(name: str) -> str:

@@ -16,7 +16,7 @@ from mnist.picture import MAX_WORKING_SIDE, PICTURE_FORMATS, read_picture
 from mnist.predict import Number
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # on photos; told apart by the colour-blind (Okabe and Ito)
-PARTS = "right", "wrong", "unlabelled"  # of a bar: classes in tables.css
+VERDICTS = "right", "wrong", "unlabelled"  # classes in tables.css
 DAYS = 14
 
 
@@ -95,15 +95,15 @@ def statistics(numbers: Statistics, unsure: list[Row], latest: list[Row | Damage
     sure = [(f"{10 * tenth} to {10 * tenth + 10} %", (row / most).tolist(), f"{row.sum():,}")
             for tenth, row in enumerate(numbers.histogram)]
     busiest = max(numbers.per_day.values(), default=1)
-    days = [(str(day), [0, 0, count / busiest], f"{count:,}") for day, count in list(numbers.per_day.items())[-DAYS:]]
-    key = "".join(f'<span><i class="{part}"></i>{text}</span>' for part, text in zip(PARTS, (
+    days = [(str(day), [count / busiest], f"{count:,}") for day, count in list(numbers.per_day.items())[-DAYS:]]
+    key = "".join(f'<span><i class="{verdict}"></i>{text}</span>' for verdict, text in zip(VERDICTS, (
         "read right", "read wrong", "no label yet")))
     charts = [_bars("Read right, of those labelled as", digits), _confusion(numbers),
-              f"{_bars('Drawings, by how sure the network was', sure)}<p class='key'>{key}</p>",
-              _bars(f"Drawings a day (UTC), the last {DAYS} days that had any", days)]
+              f"{_bars('Drawings, by how sure the network was', sure)}" f'<p class="key">{key}</p>',
+              _bars(f"Drawings a day (UTC), the last {DAYS} days that had any", days, ("drawn",))]
     return _summary(numbers) + f'<div class="charts">{"".join(f"<div>{chart}</div>" for chart in charts)}</div>' + (
         f"<h2>Worth a label: those without one of which the network was least sure</h2>{_gallery(unsure)}"
-        if unsure else "") + f"<h2>Latest drawings</h2>{_gallery(latest)}"
+        if unsure else "") + (f"<h2>Latest drawings</h2>{_gallery(latest)}" if latest else "")
 
 
 def taught(results: list[Comparison], weights: str) -> str:
@@ -124,16 +124,21 @@ def listed(row: Row | Damaged) -> dict:
     label = "" if row.true_label is None else str(row.true_label)
     return {"id": row.id, "time": f"{row.timestamp:%Y-%m-%d %H:%M:%S}", "digit": row.predicted_digit,
             "confidence": _percent(row.confidence), "image": data_url(row.image_data), "label": label,
-            "verdict": "" if label == "" else "right" if row.true_label == row.predicted_digit else "wrong"}
+            "verdict": "" if label == "" else _verdict(row)}
+
+
+def _verdict(row: Row) -> str:
+    return VERDICTS[2] if row.true_label is None else VERDICTS[int(row.true_label != row.predicted_digit)]
 
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _card(picture: np.ndarray | bytes, *lines: str, part: str = "") -> str:
+def _card(picture: np.ndarray | bytes, *lines: str, verdict: str = "") -> str:
     text = "<br>".join(map(html.escape, filter(None, lines)))
-    return f'<figure class="{part}"><img src="{data_url(picture)}" alt=""><figcaption>{text}</figcaption></figure>'
+    kind = f' class="{verdict}"' if verdict else ""
+    return f'<figure{kind}><img src="{data_url(picture)}" alt=""><figcaption>{text}</figcaption></figure>'
 
 
 def _row(parts: list[str]) -> str:
@@ -153,11 +158,11 @@ def _summary(numbers: Statistics) -> str:
             f'<b style="left:{numbers.accuracy:.2%}"></b></div>{damaged}')
 
 
-def _bars(title: str, rows: list[tuple[str, list[float], str]]) -> str:
+def _bars(title: str, rows: list[tuple[str, list[float], str]], parts: tuple[str, ...] = VERDICTS) -> str:
     """A bar chart. Each row holds its name, the parts of its bar as shares of the full width, and its number."""
     body = ""
     for name, shares, number in rows:
-        bar = "".join(f'<span class="{part}" style="width:{share:.2%}"></span>' for part, share in zip(PARTS, shares))
+        bar = "".join(f'<span class="{part}" style="width:{share:.2%}"></span>' for part, share in zip(parts, shares))
         body += f'<tr><th scope="row">{name}</th><td><div>{bar}</div></td><td>{number}</td></tr>'
     return f'<table class="bars"><caption>{title}</caption>{body}</table>'
 
@@ -168,6 +173,7 @@ def _confusion(numbers: Statistics) -> str:
     head = "".join(f'<th scope="col">{digit}</th>' for digit in range(10))
     body = ""
     for truth in range(10):
+        # the page's blue and orange, light enough for the text on them in both themes
         cells = "".join(f'<td style="background:rgba({"11,92,173" if truth == digit else "184,71,0"},'
                         f'{strength[truth, digit]:.2f})">{counts[truth, digit] or ""}</td>' for digit in range(10))
         body += f'<tr><th scope="row">{truth}</th>{cells}</tr>'
@@ -178,6 +184,6 @@ def _confusion(numbers: Statistics) -> str:
 def _gallery(rows: list[Row | Damaged]) -> str:
     shown = [_card(row.image_data, f"read as {row.predicted_digit} ({_percent(row.confidence, 0)})",
                    "no label yet" if row.true_label is None else f"labelled {row.true_label}",
-                   part=PARTS[2 if row.true_label is None else int(row.true_label != row.predicted_digit)])
+                   verdict=_verdict(row))
              for row in rows if isinstance(row, Row)]
     return f'<div class="gallery">{"".join(shown)}</div>'

@@ -7,8 +7,8 @@
 The detector sees the picture at several sizes, because it knows digits of 20 to 44 pixels. At each
 size it marks where a digit's centre is, and each pixel of ink votes for the centre of its own digit.
 The votes separate digits that touch. Then each digit is cropped, and the detector's reader says which
-one it is, or that it is none. Two logistic regressions turn all that, and whether the digit stands
-among others of its size, into probabilities.
+one it is, or that it is none. Two logistic regressions turn all that, and how the digit's size agrees
+with the others, into probabilities.
 """
 
 from dataclasses import dataclass

@@ -87,8 +87,8 @@ class DetectorTraining:
                                                        cycle_momentum=False)
         amp = bfloat16_is_fast(torch.device("cpu"))
         self.settings = {"network": "DigitDetector", "epochs": epochs, "steps": STEPS, "scenes": SCENES,
-                         "learning_rate": LEARNING_RATE, "seed": self.seed, "amp": amp,
-                         "data": digest(*self.train_set, *self.val_set)}
+                         "crops": CROPS, "others": OTHERS, "learning_rate": LEARNING_RATE, "seed": self.seed,
+                         "amp": amp, "data": digest(*self.train_set, *self.val_set)}
         state = TrainingState(detector, optimizer, schedule, torch.Generator(), self.settings, losses=torch.empty(0))
         if stored:
             state.restore(stored, self.checkpoint)
@@ -142,7 +142,8 @@ class DetectorTraining:
     def validate(self, digits: Digits) -> tuple[float, float]:
         """The loss on scenes, and the share of pictures read right, both drawn from these digits."""
         self.detector.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)  # of the crops
             scenes = [draw_scenes(digits, words(), SCENES, self.seed + 1, number) for number in range(4)]
             loss = np.mean([detection_loss(self.detector, pictures, targets).item() for pictures, targets in scenes])
         right = [read_page(self.detector, digits, self.seed, number) for number in range(PAGES)]

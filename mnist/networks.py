@@ -136,8 +136,8 @@ class DigitDetector(nn.Module):
     and of no digit. A crop's channels are local contrast, ink, and how much the ink votes for this digit.
 
     `there` and `right` are logistic regressions (Platt 1999), each its factors and its constant: they
-    turn what the two parts say, and whether the digit stands among others of its size, into the probability
-    that there is a digit, and that its class is right.
+    turn what the two parts say, and how the digit's size agrees with the others, into the probability that
+    there is a digit, and that its class is right. Only `there` counts the digits beside it.
     """
 
     there: Tensor

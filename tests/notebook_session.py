@@ -5,9 +5,6 @@ figures do not change. workspace.ipynb runs first, and playground.ipynb loads th
 just trained. Where workspace.ipynb is not part of the test run, the folder holds a copy of the
 committed weights. After a run without failures the temporary folder is deleted, with all that the
 tests and the programs that they killed have left there. After a failure it stays for a day.
-
-With pytest-xdist (`-n 2`), each file's tests are run by one of the workers, and the notebooks with
-the tests of their outputs by the same one. Each worker has a folder of its own and one thread.
 """
 
 import atexit
@@ -19,7 +16,6 @@ import time
 from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 NOTEBOOKS = ["workspace.ipynb", "playground.ipynb", "evidence.ipynb"]
 OUTPUT = "MNIST_OUTPUT"
@@ -35,8 +31,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for old in Path(tempfile.gettempdir()).glob("mnist-tests-*"):  # of runs that failed
         if time.time() - old.stat().st_mtime > DAY:
             shutil.rmtree(old, ignore_errors=True)
-    if hasattr(config, "workerinput"):
-        os.environ["OMP_NUM_THREADS"] = "1"  # of torch, here and in the programs that tests start: workers share the cores
     folder = Path(tempfile.mkdtemp(prefix="mnist-tests-"))
     folder.chmod(0o755)  # PostgreSQL runs under another account, and its folder is in there
     (folder / "output").mkdir()
@@ -81,25 +75,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         shutil.copy(weights, os.environ[OUTPUT])
 
 
-class OneWorkerForTheNotebooks(LoadScopeScheduling):
-    """Each file's tests go to one worker; those of notebooks and of what they write count as one file."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        name = nodeid.split("::")[0]
-        return "notebooks" if name.endswith((*NOTEBOOKS, "test_notebooks.py")) else name
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
-    return OneWorkerForTheNotebooks(config, log)
-
-
 @pytest.fixture(scope="session")
-def output(request) -> Path:
-    """The folder to which the notebooks of this test run write their weights and figures, or with the committed weights.
-
-    The latter is so in a worker that does not run the notebooks.
-    """
-    folder = Path(os.environ[OUTPUT])
-    if not (folder / "MNIST-MODEL.pth").exists():
-        shutil.copy(request.config.rootpath / "MNIST-MODEL.pth", folder)
-    return folder
+def output() -> Path:
+    """The folder to which the notebooks of this test run write their weights and figures."""
+    return Path(os.environ[OUTPUT])

@@ -678,11 +678,21 @@ def test_the_statistics_show_what_there_is(filled):
     assert [int(row[-1]) for row in sure] == [0, 0, 0, 0, 1, 1, 0, 0, 1, 3]
     parts = re.findall(r'class="(\w+)" style="width:([\d.]+)%', tables[2][9])
     assert [(part, float(share)) for part, share in parts] == [("right", 33.33), ("wrong", 0), ("unlabelled", 66.67)]
+    assert 'style="left:66.67%"' in shown  # the mark on the interval
     assert days == [[f"{datetime.now(UTC):%Y-%m-%d}", "6"]]
     assert "66.7 %</strong> of 3 labelled drawings read right (2; 95 % interval" in shown
     unsure, latest = (re.findall(r"<figcaption>(.*?)</figcaption>", part) for part in shown.split("Latest drawings"))
     assert [text[:9] for text in unsure] == ["read as 7", "read as 0", "read as 1"] and "no label yet" in unsure[0]
     assert latest[0] == "read as 0 (97 %)<br>no label yet" and latest[4] == "read as 3 (55 %)<br>labelled 5"
+    assert re.findall(r'<figure class="(\w+)"', shown)[-6:] == ["unlabelled"] * 3 + ["right", "wrong", "right"]
+
+
+def test_statistics_of_nothing(output, tmp_path):
+    page = Page(MNISTPredictor(output / "MNIST-MODEL.pth"),
+                Store(sa.URL.create("sqlite", database=str(tmp_path / "predictions.db"))))
+    shown = page.statistics()
+    page.stop()
+    assert "0 drawings, none of them labelled yet" in shown and "Latest drawings" not in shown
 
 
 # faults

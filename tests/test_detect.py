@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 
 import scenes
-from mnist.detect import PRESENT, evidence, find_digits
+from mnist.detect import NEIGHBOURS, PRESENT, evidence, find_digits
 from mnist.detector_training import judged
 from mnist.files import DETECTOR
 from mnist.ink import Digits, words
@@ -87,7 +87,7 @@ def test_evidence_tells_a_digit_of_a_line_from_one_that_stands_alone():
     known = evidence(boxes, np.full(6, 0.5), np.full(6, 2), logits)
     assert known.shape == (6, EVIDENCE) and set(known[:, 2]) == {5} and set(known[:, 3]) == {2}
     assert known[:, 0] == pytest.approx(np.zeros(6)) and known[:, 1].tolist() == [9, 9, 9, 9, 9, -12]
-    assert known[:, 4] == pytest.approx([1, 1, 0, 0, 0, 1], abs=0.01)
+    assert known[:, NEIGHBOURS] == pytest.approx([1, 1, 0, 0, 0, 1], abs=0.01)
     assert known[:, 5] == pytest.approx([0, 0, 0, np.log(35 / 20), 0, 0])
 
     logits[:, NONE] = 30  # nothing is likely, and so nothing unusual

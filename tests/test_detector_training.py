@@ -110,6 +110,25 @@ def test_a_stopped_training_ends_like_one_that_was_not_stopped(data, tmp_path):
         next(DetectorTraining(data, tmp_path / "stopped.pth", seed=2).epochs(resume=True, epochs=3))
 
 
+def test_the_reader_sees_some_digits_of_a_batch_and_not_always_the_same(digits, monkeypatch):
+    read, detector = [], DigitDetector()
+    detector.reader.register_forward_hook(lambda reader, crops, logits: read.append(crops[0].detach().clone()))
+    monkeypatch.setattr(mnist.detector_training, "CROPS", 5)
+    monkeypatch.setattr(mnist.detector_training, "OTHERS", 0)
+    scenes = draw_scenes(digits, words(), 8, 0, 0)
+    assert scenes[1].centred.sum() > 10
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        detection_loss(detector, *scenes)
+    assert [len(crops) for crops in read] == [5, 5, 5]
+    assert torch.equal(read[0], read[1]) and not torch.equal(read[0], read[2])
+
+
+def test_it_has_as_many_parameters_as_it_says():
+    count = sum(weight.numel() for weight in DigitDetector().parameters())
+    assert f"{count:,} parameters" in DigitDetector.__doc__
+
+
 def test_a_detector_is_no_network_and_a_network_no_detector():
     with pytest.raises(WeightsError, match="is for DigitDetector: here a file for MNIST_CNN or"):
         load_weights(ROOT / "mnist" / "detector.pth")
