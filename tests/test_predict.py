@@ -46,7 +46,9 @@ def accuracy(predictor: MNISTPredictor, draw, count: int, seed: int = 0) -> tupl
 
 # how well it reads
 
-def test_mnist_s_own_images_are_read_as_by_the_network_alone(predictor):
+def test_mnist_s_own_images_are_read_as_by_the_network_alone():
+    """With the committed weights: those just trained differ between processors, by as much as the bounds allow."""
+    predictor = MNISTPredictor(ROOT / "MNIST-MODEL.pth")
     results = predictor.predict_many(IMAGES)
     scores = predict(predictor.model, IMAGES, mean=predictor.metadata["mean"], std=predictor.metadata["std"])
     assert [result.digit for result in results] == scores.argmax(1).tolist()
