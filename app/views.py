@@ -99,7 +99,7 @@ def statistics(numbers: Statistics, unsure: list[Row], latest: list[Row | Damage
     key = "".join(f'<span><i class="{verdict}"></i>{text}</span>' for verdict, text in zip(VERDICTS, (
         "read right", "read wrong", "no label yet")))
     charts = [_bars("Read right, of those labelled as", digits), _confusion(numbers),
-              f"{_bars('Drawings, by how sure the network was', sure)}" f'<p class="key">{key}</p>',
+              _bars("Drawings, by how sure the network was", sure) + f'<p class="key">{key}</p>',
               _bars(f"Drawings a day (UTC), the last {DAYS} days that had any", days, ("drawn",))]
     return _summary(numbers) + f'<div class="charts">{"".join(f"<div>{chart}</div>" for chart in charts)}</div>' + (
         f"<h2>Worth a label: those without one of which the network was least sure</h2>{_gallery(unsure)}"
@@ -128,7 +128,10 @@ def listed(row: Row | Damaged) -> dict:
 
 
 def _verdict(row: Row) -> str:
-    return VERDICTS[2] if row.true_label is None else VERDICTS[int(row.true_label != row.predicted_digit)]
+    """One of VERDICTS."""
+    if row.true_label is None:
+        return "unlabelled"
+    return "right" if row.true_label == row.predicted_digit else "wrong"
 
 
 def _percent(share: float, digits: int = 1) -> str:
@@ -182,8 +185,8 @@ def _confusion(numbers: Statistics) -> str:
 
 
 def _gallery(rows: list[Row | Damaged]) -> str:
-    shown = [_card(row.image_data, f"read as {row.predicted_digit} ({_percent(row.confidence, 0)})",
+    drawn = [_card(row.image_data, f"read as {row.predicted_digit} ({_percent(row.confidence, 0)})",
                    "no label yet" if row.true_label is None else f"labelled {row.true_label}",
                    verdict=_verdict(row))
              for row in rows if isinstance(row, Row)]
-    return f'<div class="gallery">{"".join(shown)}</div>'
+    return f'<div class="gallery">{"".join(drawn)}</div>'

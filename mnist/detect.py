@@ -36,7 +36,6 @@ CROP, CROPPED = 32, 1.3  # pixels of a crop's side, and how much larger than the
 # a digit's neighbours, in heights: how far across, nearer is another box of the digit itself; how far above or below
 NEAREST, FARTHEST, OFFSET = 0.2, 2.5, 0.5
 UNLIKE = 0.45  # the logarithms of neighbours' heights differ by less
-NEIGHBOURS = 4  # the column of `evidence` that counts them
 OWN = 0.35  # of a digit's side: ink that votes for a place so far from its centre is hardly its own
 EXPLAINED = 0.3  # of a digit's side: ink that votes for a place so near its centre belongs to it
 PART = 0.4  # of a digit's side: smaller strokes within it are its own

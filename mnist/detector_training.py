@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
-from mnist.detect import NEIGHBOURS, PRESENT, FoundDigit, crops, find_digits, layers, probability
+from mnist.detect import PRESENT, FoundDigit, crops, find_digits, layers, probability
 from mnist.files import checkpoint_path
 from mnist.ink import Digits, words
-from mnist.networks import CELL, EVIDENCE, NONE, REFERENCE, DigitDetector
+from mnist.networks import CELL, EVIDENCE, NEIGHBOURS, NONE, REFERENCE, DigitDetector
 from mnist.numbers import group
 from mnist.runs import check_model_path, set_aside
 from mnist.scenes import Placed, Targets, draw_page, draw_scenes

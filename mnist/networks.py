@@ -120,6 +120,7 @@ SMALLEST, LARGEST = 20.0, 44.0  # the longer side of the digits that it finds
 REFERENCE = 32.0  # the unit of the votes; sizes are logarithms of their ratio to it
 NONE = 10  # its reader's class for what is no digit
 EVIDENCE = 6  # numbers from which a digit's probabilities come: see `mnist.detect.evidence`
+NEIGHBOURS = 4  # which of them counts the digits beside it
 
 
 class DigitDetector(nn.Module):

@@ -96,8 +96,7 @@ class MNISTPredictor:
 
         The attributes `path` and `digest` are the file's name and its SHA-256. The digit detector is loaded
         when `read` or `read_numbers` first needs it; then `detector_digest` is the SHA-256 of its file. Raises what
-        `load_weights` raises, and WeightsError if the
-        calibration in the file belongs to another network.
+        `load_weights` raises, and WeightsError if the calibration in the file belongs to another network.
         """
         self.detector_path, self._loading = detector_path, threading.Lock()
         self._detector: DigitDetector | None = None

@@ -7,11 +7,11 @@ import pytest
 from scipy.special import expit
 
 import scenes
-from mnist.detect import NEIGHBOURS, PRESENT, evidence, find_digits
+from mnist.detect import PRESENT, evidence, find_digits
 from mnist.detector_training import judged
 from mnist.files import DETECTOR
 from mnist.ink import Digits, words
-from mnist.networks import EVIDENCE, NONE
+from mnist.networks import EVIDENCE, NEIGHBOURS, NONE
 from mnist.picture import read_picture
 from mnist.scenes import draw_page
 from mnist.weights import load_detector

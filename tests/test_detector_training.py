@@ -9,10 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 import mnist.detector_training
 import run_model
-from mnist.detect import NEIGHBOURS
 from mnist.detector_training import DetectorTraining, detection_loss, fit_probabilities
 from mnist.ink import Digits, words
-from mnist.networks import EVIDENCE, DigitDetector
+from mnist.networks import EVIDENCE, NEIGHBOURS, DigitDetector
 from mnist.scenes import draw_page, draw_scenes
 from mnist.weights import WeightsError, load_detector, load_weights
 from mnist_utils import FILES, load_split, write_idx

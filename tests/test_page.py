@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Locator, Page, expect
 
 from handwriting import traced
+from mnist.files import DETECTOR
 from mnist.networks import MNISTNet
 from mnist.predict import MNISTPredictor
 from mnist.weights import save_weights
@@ -404,7 +405,7 @@ def test_a_kept_digit_names_the_weights_that_read_it(page, site, tmp_path):
     with contextlib.closing(sqlite3.connect(site.database)) as connection:
         kept = [digest for digest, in connection.execute("SELECT model_digest FROM predictions ORDER BY id")]
     assert kept == [hashlib.sha256(path.read_bytes()).hexdigest()
-                    for path in (ROOT / "mnist" / "detector.pth", Path(site.surroundings["MODEL_PATH"]))]
+                    for path in (DETECTOR, Path(site.surroundings["MODEL_PATH"]))]
 
 
 def test_a_pasted_picture_is_read(page):
@@ -620,6 +621,10 @@ def test_everything_can_be_read_in_light_and_in_the_dark(browser, site, theme):
             contrasts = page.locator(element).evaluate(CONTRASTS)
             assert len(contrasts) > 8
             assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
+        right, wrong, _ = page.locator("#statistics .key i").evaluate_all(
+            "all => all.map((one) => getComputedStyle(one).backgroundColor)")  # blue and orange
+        assert (right, wrong) == {"light": ("rgb(11, 92, 173)", "rgb(184, 71, 0)"),
+                                  "dark": ("rgb(98, 174, 245)", "rgb(245, 136, 60)")}[theme]
 
 
 def test_a_keyboard_and_a_screen_reader_find_all_there_is(page):

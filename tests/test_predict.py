@@ -147,9 +147,12 @@ def test_several_lines_give_several_numbers(predictor):
                                   np.random.default_rng(first))
         numbers = predictor.read_numbers(255 - np.rint(255 * ink).astype(np.uint8))
         expected = ["".join(map(str, LABELS[start:start + 4])) for start in (first, first + 4)]
+        assert len(numbers) == 2
         right += sum(number.text == line for number, line in zip(numbers, expected))
         assert {number.text for number in numbers if number.trusted} <= set(expected)
         assert [number.box[1] for number in numbers] == sorted(number.box[1] for number in numbers)
+        if not first:
+            assert [number.text for number in numbers] == ["7210", "4149"]
     assert right >= 18
 
 
