@@ -54,6 +54,9 @@ from mnist_utils import FILES, write_idx
 
 HERE = Path(__file__).parent
 MNIST = HERE.parent / "dataset"
+EXAMPLES = {"A page on a table": HERE.parent / "figures" / "samples" / "page.jpg",
+            "Digits that touch": HERE.parent / "figures" / "samples" / "number.jpg",
+            "A single digit": HERE.parent / "figures" / "samples" / "seven.jpg"}
 DRAWING_BYTES = 200_000  # largest PNG file of a drawing; one of 280 × 280 pixels has about 5,000
 DRAWING_SIDE = 400  # pixels, at most: pad.js sends 280, and a larger drawing would keep the server busy
 UPLOAD_BYTES = 20_000_000  # largest uploaded file
@@ -251,6 +254,10 @@ class Page:
         """Keep the ticked numbers of a file that was read before, and no other doubtful ones."""
         return self.read(file, keep, doubtful, again=True) if keep and file is not None else (gr.skip(),) * 3
 
+    def _read_example(self, path: Path) -> tuple:
+        """Read one of the page's own pictures in place of a file."""
+        return None, *self.read(str(path), keep=False)
+
     def _keep_all(self, numbers: list[Number], doubtful: Sequence[int], file: str, again: bool) -> str:
         """Keep the digits as the network saw them. Returns a note: how many were kept, and why not all.
 
@@ -416,12 +423,19 @@ class Page:
                 outlined = gr.Image(label="Where the numbers are", show_label=False, interactive=False, format="png",
                                     alt_text="The picture, with an outline around each number", buttons=[],
                                     visible=False)
+        with gr.Row(elem_id="examples"):
+            examples = [gr.Button(what, icon=str(path), scale=0, min_width=200) for what, path in EXAMPLES.items()]
         seen = gr.HTML(elem_id="seen", css_template=_style("tables.css"), apply_default_css=False)
         with gr.Accordion("As values", open=False):
             values = gr.JSON(show_label=False)
         answer = [values, outlined, seen]
         file.upload(self.read, [file, keep], answer, api_name="read", concurrency_limit=2).success(
             _doubtful, values, [outlined, doubtful], api_visibility="private", show_progress="hidden")
+        for example, path in zip(examples, EXAMPLES.values()):  # nobody's handwriting, so it is not kept
+            example.click(functools.partial(self._read_example, path), None, [file, *answer],
+                          api_visibility="private", concurrency_limit=2).success(
+                lambda: (gr.update(visible=True), gr.update(visible=False)), None, [outlined, doubtful],
+                api_visibility="private", show_progress="hidden")
         for choice in (keep, doubtful):
             choice.input(self.read_again, [file, keep, doubtful], answer, api_visibility="private",
                          concurrency_limit=2, trigger_mode="always_last")

@@ -7,8 +7,8 @@
 The detector sees the picture at several sizes, because it knows digits of 20 to 44 pixels. At each
 size it marks where a digit's centre is, and each pixel of ink votes for the centre of its own digit.
 The votes separate digits that touch. Then each digit is cropped, and the detector's reader says which
-one it is, or that it is none. Two logistic regressions turn all that, and how the digit's size agrees
-with the others, into probabilities.
+one it is, or that it is none. A logistic regression turns all that, and how the digit's size agrees
+with the others, into the probability that there is a digit.
 """
 
 from dataclasses import dataclass
@@ -47,9 +47,8 @@ class FoundDigit:
     """A digit that the detector has found."""
 
     there: float  # 0 to 1: the probability that there is a digit
-    right: float  # 0 to 1: the probability that there is one, and that it is the likeliest
     probabilities: np.ndarray  # (10,) of each digit, if there is one
-    evidence: np.ndarray  # (EVIDENCE,): what these probabilities come from, see `evidence`
+    evidence: np.ndarray  # (EVIDENCE,): what this probability comes from, see `evidence`
     box: FloatBox  # in pixels of the picture
     strokes: np.ndarray  # (h, w) bool: its own strokes, without those of its neighbours
 
@@ -65,6 +64,7 @@ class Found:
 
     digits: list[FoundDigit]  # also those that are there with a probability below PRESENT
     writing: list[FloatBox]  # other pen strokes: words, signs, and digits that were not recognised
+    views: list["View"]  # from the largest size to the smallest
 
 
 class View(NamedTuple):
@@ -73,6 +73,7 @@ class View(NamedTuple):
     heat: np.ndarray  # (h, w): 0 to 1, high at the centre of a digit
     sizes: np.ndarray  # (2, h, w): width and height of the digit whose centre this is, in pixels
     layers: Tensor  # (1, 4, H, W): see `layers`
+    grey: Tensor  # (1, 1, H, W): the picture, with a margin
     scale: tuple[float, float]  # pixels of the view for each pixel of the picture, across and down
 
 
@@ -93,7 +94,7 @@ def views(detector: DigitDetector, grey: np.ndarray) -> list[View]:
         heat, sizes, votes, strokes = detector(view)
         results.append(View(heat[0, 0].sigmoid().cpu().numpy(),
                             in_pixels(sizes[0]).cpu().numpy(),
-                            layers(view, votes, strokes), (wide / width, high / height)))
+                            layers(view, votes, strokes), view, (wide / width, high / height)))
         scale /= STEP
     return results
 
@@ -138,16 +139,15 @@ def find_digits(detector: DigitDetector, grey: np.ndarray) -> Found:
     means = np.array([np.mean([next(logits) for _ in (one, *twins)], 0) for one, twins in kept]).reshape(-1, NONE + 1)
     known = evidence(np.array([one.box for one, _ in kept]).reshape(-1, 4), np.array([one.score for one, _ in kept]),
                      np.array([len(twins) for _, twins in kept]), means)
-    there, right = probability(known, detector.there), probability(known, detector.right)
-    right = np.minimum(right, there)
+    there = probability(known, detector.there)
     read = [one for (one, _), chance in zip(kept, there) if chance > PRESENT]
     digits = []
     for number, (one, _) in enumerate(kept):
         strokes = _own_strokes(seen[one.view], one, read)
         if strokes.any():
-            digits.append(FoundDigit(float(there[number]), float(right[number]), softmax(means[number, :NONE]),
-                                     known[number], one.box, crop(strokes)))
-    return Found(digits, _other_writing(seen, read))
+            digits.append(FoundDigit(float(there[number]), softmax(means[number, :NONE]), known[number], one.box,
+                                     crop(strokes)))
+    return Found(digits, _other_writing(seen, read), seen)
 
 
 def evidence(boxes: np.ndarray, scores: np.ndarray, twins: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -181,7 +181,7 @@ def _context(boxes: np.ndarray, chances: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def probability(known: np.ndarray, regression: Tensor) -> np.ndarray:
-    """The probabilities (K,) that a logistic regression gives to evidence (K, F), from its F factors and constant."""
+    """The probabilities (K,) that a logistic regression gives to evidence (K, F), or one to (F,)."""
     *factors, constant = regression.double().tolist()
     return expit(known @ np.array(factors) + constant)
 

@@ -10,7 +10,6 @@ The digits are MNIST's training images without those held out for validation. Th
 validation are whole pictures, drawn from the held-out images.
 """
 
-import copy
 import math
 import os
 import time
@@ -27,13 +26,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mnist.checkpoint import Epoch, TrainingState, read_checkpoint
-from mnist.detect import PRESENT, FoundDigit, crops, find_digits, layers, probability
+from mnist.detect import Found, FoundDigit, crops, find_digits, layers
 from mnist.files import checkpoint_path
 from mnist.ink import Digits, words
-from mnist.networks import CELL, EVIDENCE, NEIGHBOURS, NONE, REFERENCE, DigitDetector
-from mnist.numbers import group
+from mnist.lines import line_loss, read_lines
+from mnist.networks import CELL, NONE, REFERENCE, DigitDetector
+from mnist.numbers import is_in
 from mnist.runs import check_model_path, set_aside
-from mnist.scenes import Placed, Targets, draw_page, draw_scenes
+from mnist.scenes import Placed, Runs, Targets, draw_page, draw_scenes
 from mnist.train import bfloat16_is_fast
 from mnist.weights import save_weights
 from mnist_utils import digest, load_training
@@ -44,17 +44,16 @@ LEARNING_RATE = 3e-3
 EPOCHS = 16
 CROPS, OTHERS = 160, 40  # per step, at most: crops of digits and of other places
 PAGES = 40  # validation pictures after each epoch
-CALIBRATION_PAGES = 1000
-LIKELY = 0.2  # how probable a digit is for which it matters which digit it is
+DIGIT_PAGES, NUMBER_PAGES = 500, 1000  # to calibrate the probabilities of digits, and those of numbers
 
 
-class _Scenes(Dataset[tuple[Tensor, Targets]]):
+class _Scenes(Dataset[tuple[Tensor, Targets, Runs]]):
     """The batches of scenes, each a function of the seed and its number."""
 
     def __init__(self, digits: Digits, seed: int) -> None:
         self.digits, self.seed, self.words = digits, seed, words()
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Targets]:
+    def __getitem__(self, number: int) -> tuple[Tensor, Targets, Runs]:
         return draw_scenes(self.digits, self.words, SCENES, self.seed, number)
 
 
@@ -70,7 +69,7 @@ class DetectorTraining:
         self.path, self.checkpoint, self.seed = path, checkpoint_path(path), seed
         self.train_set, self.val_set, *_ = load_training(data)
         torch.manual_seed(seed)
-        self.detector = DigitDetector()
+        self.detector = DigitDetector(batch_norm=True)
         self.settings: dict[str, Any] = {}
 
     def epochs(self, *, resume: bool, epochs: int = EPOCHS, batch_bar: tqdm | None = None) -> Iterator[Epoch]:
@@ -125,8 +124,8 @@ class DetectorTraining:
         self.detector.train()
         total, rates = 0.0, list[float]()
         for _ in range(STEPS):
-            pictures, targets = next(scenes)
-            loss = detection_loss(self.detector, pictures, targets, amp)
+            pictures, targets, runs = next(scenes)
+            loss = detection_loss(self.detector, pictures, targets, amp) + line_loss(self.detector, pictures, *runs)
             state.optimizer.zero_grad()
             loss.backward()
             rates += [float(rate) for rate in state.schedule.get_last_lr()]
@@ -145,63 +144,80 @@ class DetectorTraining:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # of the crops
             scenes = [draw_scenes(digits, words(), SCENES, self.seed + 1, number) for number in range(4)]
-            loss = np.mean([detection_loss(self.detector, pictures, targets).item() for pictures, targets in scenes])
+            loss = np.mean([(detection_loss(self.detector, pictures, targets)
+                             + line_loss(self.detector, pictures, *runs)).item() for pictures, targets, runs in scenes])
         right = [read_page(self.detector, digits, self.seed, number) for number in range(PAGES)]
         return float(loss), float(np.mean(right))
 
     def calibrate(self, bar: tqdm | None = None) -> None:
         """Fit the detector's two logistic regressions on pictures drawn from the validation images."""
         if bar is not None:
-            bar.reset(total=CALIBRATION_PAGES)
+            bar.reset(total=DIGIT_PAGES + NUMBER_PAGES)
         self.detector.eval()
-        held_out, rows = Digits(*self.val_set), list[tuple[np.ndarray, bool, bool]]()
-        for number in range(PAGES, PAGES + CALIBRATION_PAGES):  # others than those of `validate`
-            grey, placed = draw_page(held_out, words(), self.seed, number)
-            rows += judged(find_digits(self.detector, grey).digits, placed)
-            if bar is not None:
-                bar.update()
-        if rows:
-            fit_probabilities(self.detector, *map(np.array, zip(*rows)))
+        held_out = Digits(*self.val_set)
+
+        def pages(first: int, count: int) -> Iterator[tuple[Found, list[Placed]]]:
+            for number in range(first, first + count):
+                grey, placed = draw_page(held_out, words(), self.seed, number)
+                yield find_digits(self.detector, grey), placed
+                if bar is not None:
+                    bar.update()
+
+        # others than those of `validate`
+        digits = [row for found, placed in pages(PAGES, DIGIT_PAGES) for row in judged(found.digits, placed)]
+        fit(self.detector.there, digits)
+        fit(self.detector.sure, [row for found, placed in pages(PAGES + DIGIT_PAGES, NUMBER_PAGES)
+                                 for row in judged_numbers(self.detector, found, placed)])
 
     def save(self) -> None:
-        """Save the trained weights in half precision. Raises OSError if the file cannot be written."""
-        half = copy.deepcopy(self.detector).half()
+        """Save the trained weights in half precision, without batch norm.
+
+        Raises OSError if the file cannot be written.
+        """
         training = self.settings | {"threads": _threads(), "torch": version("torch")}
-        save_weights(self.path, half, mean=0.0, std=1.0, training=training)
+        save_weights(self.path, self.detector.folded().half(), mean=0.0, std=1.0, training=training)
 
 
-def fit_probabilities(detector: DigitDetector, known: np.ndarray, there: np.ndarray, right: np.ndarray) -> None:
-    """Fit a detector's regressions to evidence (K, EVIDENCE), and to whether each digit is there and is right (K,).
+def fit(regression: Tensor, rows: list[tuple[np.ndarray, bool]]) -> None:
+    """Fit a logistic regression (F + 1,) to evidence (F,), and whether it was right.
 
-    A regression stays as it is where all its examples are alike, as they are for an untrained detector.
+    It stays as it is where all its examples are alike, as they are for an untrained detector.
     """
     from sklearn.linear_model import LogisticRegression  # slow to import
 
-    def fit(regression: Tensor, known: np.ndarray, truth: np.ndarray) -> None:
-        if len(set(truth.tolist())) == 2:
-            fitted = LogisticRegression().fit(known, truth)
-            regression.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
-
-    fit(detector.there, known, there)
-    likely = probability(known, detector.there) > LIKELY  # of the others, the class does not matter
-    alone = np.where(np.arange(EVIDENCE) == NEIGHBOURS, 0, known)  # a digit's neighbours say little about its class
-    fit(detector.right, alone[likely], right[likely])
+    if len({truth for _, truth in rows}) == 2:
+        fitted = LogisticRegression().fit(*map(np.array, zip(*rows)))
+        regression.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
 
 
-def judged(found: list[FoundDigit], placed: list[Placed]) -> Iterator[tuple[np.ndarray, bool, bool]]:
-    """For each digit found its evidence, whether there is one, and whether it is right; each is there only once."""
+def judged(found: list[FoundDigit], placed: list[Placed]) -> Iterator[tuple[np.ndarray, bool]]:
+    """For each digit found its evidence, and whether there is one; each is there only once."""
     left = list(placed)
     for one in sorted(found, key=lambda one: -one.evidence[0]):
-        side = max(one.box[2] - one.box[0], one.box[3] - one.box[1])
-
-        def apart(other: Placed, one: FoundDigit = one) -> float:
-            return math.hypot(one.box[0] + one.box[2] - other.left - other.right,
-                              one.box[1] + one.box[3] - other.top - other.bottom) / 2
-
-        own = min((other for other in left if apart(other) < 0.3 * side), key=apart, default=None)
+        own = _nearest(one, left)
         if own is not None:
             left.remove(own)
-        yield one.evidence, own is not None, own is not None and own.label == one.digit
+        yield one.evidence, own is not None
+
+
+def judged_numbers(detector: DigitDetector, found: Found, placed: list[Placed]) -> Iterator[tuple[np.ndarray, bool]]:
+    """For each number found its evidence, and whether it has all the digits on its strip, and no others."""
+    for place, reading in read_lines(detector, found):
+        own = [_nearest(found.digits[index], placed) for index in reading.kept]
+        there = [one for one in placed if is_in(place, (one.left, one.top, one.right, one.bottom))]
+        yield reading.evidence, ([one and one.label for one in own] == reading.digits
+                                 and all(one in own for one in there))
+
+
+def _nearest(found: FoundDigit, placed: list[Placed]) -> Placed | None:
+    """The digit in whose middle this one was found."""
+    side = max(found.box[2] - found.box[0], found.box[3] - found.box[1])
+
+    def apart(other: Placed) -> float:
+        return math.hypot(found.box[0] + found.box[2] - other.left - other.right,
+                          found.box[1] + found.box[3] - other.top - other.bottom) / 2
+
+    return min((other for other in placed if apart(other) < 0.3 * side), key=apart, default=None)
 
 
 def _threads() -> int:
@@ -210,11 +226,10 @@ def _threads() -> int:
 
 
 def read_page(detector: DigitDetector, digits: Digits, seed: int, number: int) -> bool:
-    """Whether exactly the digits of one validation picture are found, in their order."""
+    """Whether exactly the digits of one validation picture are read, in their order."""
     grey, placed = draw_page(digits, words(), seed, number)
-    found = [one for one in find_digits(detector, grey).digits if one.there > PRESENT]
-    order = [found[index] for line in group([one.box for one in found]).numbers for index in line]
-    return [one.digit for one in order] == [one.label for one in placed]
+    read = [digit for _, reading in read_lines(detector, find_digits(detector, grey)) for digit in reading.digits]
+    return read == [one.label for one in placed]
 
 
 def detection_loss(detector: DigitDetector, pictures: Tensor, targets: Targets, amp: bool = False) -> Tensor:

@@ -37,6 +37,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+import torch.nn.functional as F
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -47,7 +48,8 @@ from mnist.evaluate import predict
 from mnist.files import DETECTOR, EXPORT_ENDINGS, write_atomically
 from mnist.html import NoBrowser, html_file, network_of, probabilities_in_browser
 from mnist.ink import Digits, words
-from mnist.networks import NETWORKS, DigitDetector
+from mnist.lines import ROWS, read_strips
+from mnist.networks import NETWORKS, DigitDetector, local_contrast
 from mnist.scenes import draw_page
 from mnist.weights import WeightsError, load_detector, load_weights
 from mnist_utils import IMAGE_SHAPE, load_split, normalize
@@ -111,6 +113,10 @@ class DetectorProgram(nn.Module):
     `centres` (1, 1, H/4, W/4), 0 to 1, high where a digit's centre is; `sizes` (1, 2, H/4, W/4), width
     and height of the digit there; `votes` (1, 2, H, W), x and y of the centre that a pixel of ink belongs
     to; `ink` (1, 1, H, W), 0 to 1; `probabilities` (K, 11) of the ten digits and of no digit.
+
+    `strip` (1, 1, 32, L) from 0 to 1 is a number cut out level, L a multiple of 8, its digits 20 pixels
+    high in the middle; `line` (L/2, 11) are the probabilities at every second pixel of the ten digits and
+    of none, to be decoded as in connectionist temporal classification.
     """
 
     def __init__(self, detector: DigitDetector) -> None:
@@ -118,15 +124,15 @@ class DetectorProgram(nn.Module):
         self.detector = detector
         self.requires_grad_(False).eval()
 
-    def forward(self, grey: Tensor, digits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, grey: Tensor, digits: Tensor, strip: Tensor) -> tuple[Tensor, ...]:
         centres, sizes, votes, strokes = self.detector(grey)
         seen = layers(grey, votes, strokes)
         parts = crops(seen, torch.zeros_like(digits[:, 0]), digits[:, :2], digits[:, 2])
         return (centres.sigmoid(), in_pixels(sizes), seen[:, 2:], seen[:, 1:2],
-                self.detector.reader(parts).softmax(1))
+                self.detector.reader(parts).softmax(1), read_strips(self.detector, local_contrast(strip))[:, 0].exp())
 
 
-DETECTOR_OUTPUTS = ["centres", "sizes", "votes", "ink", "probabilities"]
+DETECTOR_OUTPUTS = ["centres", "sizes", "votes", "ink", "probabilities", "line"]
 
 
 @dataclass(frozen=True)
@@ -239,9 +245,10 @@ def _make_detector(program: DetectorProgram, metadata: dict[str, str]) -> bytes:
     """The bytes of a detector's export, with their checksum."""
     import torchvision.ops  # noqa: F401  slow; the exporter knows roi_align only if it was imported before
 
-    height, width = (8 * torch.export.Dim(name, min=2, max=500) for name in ("h", "w"))
-    shapes = {"grey": {2: height, 3: width}, "digits": {0: torch.export.Dim("K", min=1)}}
-    example = torch.zeros(1, 1, 64, 96), torch.tensor([[20.0, 20.0, 30.0], [40.0, 40.0, 30.0]])
+    height, width, length = (8 * torch.export.Dim(name, min=2, max=500) for name in ("h", "w", "l"))
+    shapes = {"grey": {2: height, 3: width}, "digits": {0: torch.export.Dim("K", min=1)}, "strip": {3: length}}
+    example = (torch.zeros(1, 1, 64, 96), torch.tensor([[20.0, 20.0, 30.0], [40.0, 40.0, 30.0]]),
+               torch.zeros(1, 1, ROWS, 48))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder, "detector.onnx")
         _write_onnx(program, example, shapes, DETECTOR_OUTPUTS, metadata, file)
@@ -258,11 +265,12 @@ def _deviations(program: DetectorProgram, session: onnxruntime.InferenceSession,
     grey = torch.from_numpy(view[:len(view) // 8 * 8, :view.shape[1] // 8 * 8].copy())[None, None]
     places = torch.tensor([[(one.left + one.right) / 2, (one.top + one.bottom) / 2,
                             max(one.right - one.left, one.bottom - one.top)] for one in placed] or [[16.0, 16.0, 30.0]])
-    found = session.run(DETECTOR_OUTPUTS, {"grey": grey.numpy(), "digits": places.numpy()})
+    strip = F.interpolate(grey, size=(ROWS, grey.shape[3]))
+    found = session.run(DETECTOR_OUTPUTS, {"grey": grey.numpy(), "digits": places.numpy(), "strip": strip.numpy()})
     off = dict.fromkeys(DETECTOR_OUTPUTS, 0.0)
-    for name, own, expected in zip(DETECTOR_OUTPUTS, found, program(grey, places)):
+    for name, own, expected in zip(DETECTOR_OUTPUTS, found, program(grey, places, strip)):
         off[name] = float(np.abs(own - expected.numpy()).max())
-    return max(off["centres"], off["ink"], off["probabilities"]), max(off["sizes"], off["votes"])
+    return (max(off["centres"], off["ink"], off["probabilities"], off["line"]), max(off["sizes"], off["votes"]))
 
 
 def _make(program: Program, metadata: dict[str, str], format: str, calibration: np.ndarray | None,

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from skimage.morphology import skeletonize
+from torch import Tensor
 from tqdm import tqdm
 
 TILE = 72  # a digit is drawn in a tile of 72 × 72 pixels
 FIELD = 56  # a digit's distances are kept on a grid of 56 × 56
+PART = 16  # digits are drawn at once
 STEPS = 16.0  # distances are kept in sixteenths of that grid
 
 
@@ -61,7 +63,14 @@ class Writing(NamedTuple):
 
 def draw_digits(bank: Digits, writings: list[Writing], generator: torch.Generator) -> np.ndarray:
     """Each digit's ink (K, TILE, TILE), float32, drawn in the middle of a tile."""
-    count = len(writings)
+    # a hand's irregularity: smooth, about two hundredths of the height
+    bends = torch.randn(len(writings), 2, 5, 5, generator=generator)
+    parts = range(0, len(writings), PART)  # few at a time stay in the processor's cache: three times as fast
+    return np.concatenate([_draw_some(bank, writings[part:part + PART], bends[part:part + PART]) for part in parts]
+                          or [np.zeros((0, TILE, TILE), np.float32)])
+
+
+def _draw_some(bank: Digits, writings: list[Writing], bends: Tensor) -> np.ndarray:
     index = torch.tensor([one.digit for one in writings])
     height, stretch, slant, angle, pen, growth = (
         torch.tensor([one[field] for one in writings])[:, None, None] for field in range(1, 7))
@@ -69,9 +78,7 @@ def draw_digits(bank: Digits, writings: list[Writing], generator: torch.Generato
     scale = (bottom - top) / height  # grid steps for each pixel
     x = (torch.arange(TILE) + 0.5 - TILE / 2)[None, None, :]
     y = (torch.arange(TILE) + 0.5 - TILE / 2)[None, :, None]
-    # a hand's irregularity: smooth, about two hundredths of the height
-    bend = F.interpolate(torch.randn(count, 2, 5, 5, generator=generator), size=(TILE, TILE), mode="bilinear",
-                         align_corners=True) * (0.022 * height)[:, None]
+    bend = F.interpolate(bends, size=(TILE, TILE), mode="bilinear", align_corners=True) * (0.022 * height)[:, None]
     x, y = angle.cos() * x + angle.sin() * y + bend[:, 0], angle.cos() * y - angle.sin() * x + bend[:, 1]
     x, y = scale * (x + slant * y) / stretch + (left + right) / 2, scale * y + (top + bottom) / 2
     places = torch.stack([x, y], -1) * (2 / FIELD) - 1
@@ -80,7 +87,7 @@ def draw_digits(bank: Digits, writings: list[Writing], generator: torch.Generato
     outline, line = F.grid_sample(fields, places, padding_mode="border", align_corners=False).unbind(1)
     outline, line = (outline - 128) / STEPS / scale, line / STEPS / scale
     own, drawn = outline + growth * height, (pen * height / 2).clamp_min(0.55) - line
-    ink = (torch.where(pen > 0, drawn, own) + 0.5).clamp(0, 1).numpy()
+    ink: np.ndarray = (torch.where(pen > 0, drawn, own) + 0.5).clamp(0, 1).numpy()
     ink[~np.isfinite(ink)] = 0
     return ink
 

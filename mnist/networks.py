@@ -1,5 +1,6 @@
 """The networks, and rewriting one into an equivalent form: batch norm added or folded, pooling before ReLU."""
 
+import copy
 from collections import OrderedDict
 from itertools import pairwise
 from typing import cast
@@ -119,12 +120,12 @@ CELL = 4  # its maps have a cell for each 4 × 4 pixels
 SMALLEST, LARGEST = 20.0, 44.0  # the longer side of the digits that it finds
 REFERENCE = 32.0  # the unit of the votes; sizes are logarithms of their ratio to it
 NONE = 10  # its reader's class for what is no digit
-EVIDENCE = 6  # numbers from which a digit's probabilities come: see `mnist.detect.evidence`
-NEIGHBOURS = 4  # which of them counts the digits beside it
+EVIDENCE = 6  # numbers from which the probability of a digit comes: see `mnist.detect.evidence`
+LINE_EVIDENCE = 5  # numbers from which the confidence of a whole number comes: see `mnist.lines.Reading`
 
 
 class DigitDetector(nn.Module):
-    """Finds handwritten digits of 20 to 44 pixels, and reads each one found; 365,728 parameters.
+    """Finds handwritten digits of 20 to 44 pixels, reads each one found, and whole lines; 470,459 parameters.
 
     `forward` finds: grey levels (N, 1, H, W) from 0 to 1 → four maps. H and W are multiples of 8. The
     first three maps have a cell for each 4 × 4 pixels: (N, 1, h, w) is the logit of a digit's centre
@@ -136,28 +137,46 @@ class DigitDetector(nn.Module):
     `reader` reads: crops (K, 3, 32, 32) of a digit with a margin → logits (K, 11), of the ten digits
     and of no digit. A crop's channels are local contrast, ink, and how much the ink votes for this digit.
 
-    `there` and `right` are logistic regressions (Platt 1999), each its factors and its constant: they
-    turn what the two parts say, and how the digit's size agrees with the others, into the probability that
-    there is a digit, and that its class is right. Only `there` counts the digits beside it.
+    `line` reads: strips (K, 1, 32, W) of local contrast, along which digits are 20 pixels high → logits
+    (K, 11, 1, W / 2), at every second pixel, of the ten digits and of none; see `mnist.lines`.
+
+    `there` and `sure` are logistic regressions (Platt 1999), each its factors and its constant: `there`
+    turns what is known of a digit into the probability that it is one, and `sure` what is known of a
+    number into the probability that all of it is right.
     """
 
     there: Tensor
-    right: Tensor
+    sure: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, batch_norm: bool = False) -> None:
+        """With `batch_norm` there is one after each convolution, to train with; `folded` takes them out again."""
         super().__init__()
-        self.fine = nn.Sequential(*_conv(1, 16, stride=2), *_conv(16, 32, stride=2), *_conv(32, 32))
-        self.coarse = nn.Sequential(*_conv(32, 64, stride=2), *_conv(64, 64), *_conv(64, 64),
-                                    *_conv(64, 64, dilation=2), *_conv(64, 64, dilation=4))
+
+        def convolution(inputs: int, outputs: int, *, kernel: int | tuple[int, int] = 3,
+                        stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 1,
+                        dilation: int | tuple[int, int] = 1) -> list[nn.Module]:
+            norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+            return [nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=not batch_norm), *norm,
+                    nn.ReLU(inplace=True)]
+
+        self.fine = nn.Sequential(*convolution(1, 16, stride=2), *convolution(16, 32, stride=2), *convolution(32, 32))
+        self.coarse = nn.Sequential(*convolution(32, 64, stride=2), *convolution(64, 64), *convolution(64, 64),
+                                    *convolution(64, 64, padding=2, dilation=2),
+                                    *convolution(64, 64, padding=4, dilation=4))
         self.reduce = nn.Conv2d(64, 32, 1)
-        self.mix = nn.Sequential(*_conv(64, 64))
+        self.mix = nn.Sequential(*convolution(64, 64))
         self.heads = nn.Conv2d(64, 1 + 2 + 2 + 16, 1)
-        self.reader = nn.Sequential(*_conv(3, 16), *_conv(16, 16), nn.MaxPool2d(2),
-                                    *_conv(16, 32), *_conv(32, 32), nn.MaxPool2d(2),
-                                    *_conv(32, 96), *_conv(96, 96), nn.MaxPool2d(2), nn.Flatten(),
+        self.reader = nn.Sequential(*convolution(3, 16), *convolution(16, 16), nn.MaxPool2d(2),
+                                    *convolution(16, 32), *convolution(32, 32), nn.MaxPool2d(2),
+                                    *convolution(32, 96), *convolution(96, 96), nn.MaxPool2d(2), nn.Flatten(),
                                     nn.Linear(96 * 4 * 4, 11))
+        self.line = nn.Sequential(*convolution(1, 24), *convolution(24, 32, stride=2), *convolution(32, 32),
+                                  *convolution(32, 48, stride=(2, 1)), *convolution(48, 48),
+                                  *convolution(48, 48, stride=(2, 1)), *convolution(48, 64, kernel=(4, 1), padding=0),
+                                  *convolution(64, 64, kernel=(1, 5), padding=(0, 4), dilation=(1, 2)),
+                                  nn.Conv2d(64, 11, 1))
         self.register_buffer("there", torch.tensor([1.0, 1.0, *[0.0] * (EVIDENCE - 1)]))
-        self.register_buffer("right", torch.tensor([0.5, 0.5, 0.5, *[0.0] * (EVIDENCE - 2)]))
+        self.register_buffer("sure", torch.tensor([1.0, *[0.0] * LINE_EVIDENCE]))
         bias = cast(Tensor, self.heads.bias)
         with torch.no_grad():
             bias[:1] = -4.0  # few cells are centres, and at first none is expected
@@ -169,12 +188,24 @@ class DigitDetector(nn.Module):
         return centres, sizes, votes, F.pixel_shuffle(strokes, 4)
 
 
+    def folded(self) -> "DigitDetector":
+        """A detector without batch norm that computes the same as this one does in evaluation mode."""
+        plain, normed = DigitDetector(), copy.deepcopy(self).eval()
+        with torch.no_grad():
+            for name, own in plain.named_children():
+                trained = getattr(normed, name)
+                layers = iter(trained if isinstance(trained, nn.Sequential) else [trained])
+                for part in own if isinstance(own, nn.Sequential) else [own]:
+                    layer = next(layers)
+                    if isinstance(layer, nn.Conv2d) and layer.bias is None:
+                        layer = fuse_conv_bn_eval(layer, cast(nn.BatchNorm2d, next(layers)))
+                    part.load_state_dict(layer.state_dict())
+            for name, buffer in plain.named_buffers():
+                buffer.copy_(getattr(normed, name))
+        return plain.eval()
+
+
 DETECTORS: dict[str, type[nn.Module]] = {DigitDetector.__name__: DigitDetector}
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> tuple[nn.Module, ...]:
-    return (nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False), nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True))
 
 
 def local_contrast(grey: Tensor) -> Tensor:

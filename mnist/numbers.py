@@ -8,9 +8,20 @@ import numpy as np
 STEEPEST = math.radians(25)  # of a line of digits
 SAME_LINE = 0.7  # how far a digit may lie above or below the one before, relative to their height
 WIDE_GAP = 1.6  # between the centres of two digits, relative to their height: wider gaps separate numbers
+END = 0.8  # of a digit's height: the next number is further away, and a missed digit is not
 UNEVEN_GAP = 1.7  # relative to the line's median, because a form's boxes may stand far apart
 
 FloatBox = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+class Strip(NamedTuple):
+    """A turned rectangle around a number, with a margin at both ends."""
+
+    x: float
+    y: float  # of the middle of its left end
+    angle: float  # of its length, in radians, clockwise
+    height: float  # of the digits in it
+    length: float
 
 
 class Grouping(NamedTuple):
@@ -70,6 +81,32 @@ def outline(boxes: list[FloatBox], angle: float) -> list[tuple[float, float]]:
     low, high = (middles - sides).min(0), (middles + sides).max(0)
     corners = np.array([low, [high[0], low[1]], high, [low[0], high[1]]]) @ turn.T
     return [(x, y) for x, y in corners.tolist()]
+
+
+def strip(boxes: list[FloatBox], angle: float) -> Strip:
+    """The strip along digits with these boxes; it goes on for END of their height at both ends."""
+    edges = np.array(boxes)
+    wide, high = edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1]
+    height = float(np.median(written_height(wide, high)))
+    across, down = (edges[:, :2] + edges[:, 2:]).T / 2
+    along = across * math.cos(angle) + down * math.sin(angle)
+    off = float(np.median(down * math.cos(angle) - across * math.sin(angle)))
+    start, stop = float((along - wide / 2).min()) - END * height, float((along + wide / 2).max()) + END * height
+    return Strip(start * math.cos(angle) - off * math.sin(angle), start * math.sin(angle) + off * math.cos(angle),
+                 angle, height, stop - start)
+
+
+def place_in(place: Strip, box: FloatBox) -> tuple[float, float]:
+    """How far along a strip the middle of a box is, and how far below the strip's middle."""
+    x, y = (box[0] + box[2]) / 2 - place.x, (box[1] + box[3]) / 2 - place.y
+    return (x * math.cos(place.angle) + y * math.sin(place.angle),
+            y * math.cos(place.angle) - x * math.sin(place.angle))
+
+
+def is_in(place: Strip, box: FloatBox) -> bool:
+    """Whether the middle of a box is in a strip, and at most half a digit off its line."""
+    along, off = place_in(place, box)
+    return 0 <= along <= place.length and abs(off) < 0.5 * place.height
 
 
 def _angle(middles: np.ndarray, heights: np.ndarray) -> float:

@@ -22,8 +22,9 @@ from torch import Tensor
 from mnist.detect import PRESENT, Found, FoundDigit, find_digits
 from mnist.evaluate import predict
 from mnist.files import DETECTOR
+from mnist.lines import read_lines
 from mnist.networks import DigitDetector
-from mnist.numbers import FloatBox, centred_in, group, outline
+from mnist.numbers import FloatBox, centred_in, outline
 from mnist.ood import features_and_logits, logits_and_ood_scores, ood_inputs
 from mnist.picture import AnyPicture, Box, PictureError, Prepared, fit, in_mnist_form, prepare, read_picture
 from mnist.weights import WeightsError, load_detector, load_weights
@@ -143,7 +144,8 @@ class MNISTPredictor:
             one, = self._judge([Prepared(ready, [], source.notes)])
             return [_number([replace(one, box=(0, 0, 28, 28))], [(0.0, 0.0, 28.0, 28.0)], 0.0, one.confidence, "",
                             source.notes, self.digest)]
-        return _numbers(find_digits(self.detector, source.grey), source.scale, source.notes, self.detector_digest)
+        return _numbers(self.detector, find_digits(self.detector, source.grey), source.scale, source.notes,
+                        self.detector_digest)
 
     @property
     def detector(self) -> DigitDetector:
@@ -200,31 +202,31 @@ def _low_confidence(probabilities: np.ndarray) -> str:
     return LOW_CONFIDENCE.format(probabilities.argsort()[-2])
 
 
-def _numbers(found: Found, scale: float, notes: tuple[str, ...], digest: str) -> list[Number]:
-    """The numbers that the digits found in a picture make; `scale` is how many of its pixels one here spans."""
-    digits = [one for one in found.digits if one.there > PRESENT]
-    doubtful = [one for one in found.digits if POSSIBLE < one.there <= PRESENT]
-    boxes, results = [one.box for one in digits], []
-    numbers, angle = group(boxes)
-    for number in numbers:
-        if np.mean([digits[index].there > CLEAR for index in number]) < CLEAR_SHARE:  # a word, or a pattern
+def _numbers(detector: DigitDetector, found: Found, scale: float, notes: tuple[str, ...], digest: str) -> list[Number]:
+    """The numbers in a picture; `scale` is how many of its pixels one here spans."""
+    readings = [(place, reading) for place, reading in read_lines(detector, found) if reading.kept]
+    kept = {index for _, reading in readings for index in reading.kept}
+    digits = sum(one.there > PRESENT for one in found.digits)
+    doubtful = [one.box for index, one in enumerate(found.digits)
+                if POSSIBLE < one.there <= PRESENT and index not in kept]
+    results = []
+    for place, reading in readings:
+        own = [found.digits[index].box for index in reading.kept]
+        if np.mean([found.digits[index].there > CLEAR for index in reading.kept]) < CLEAR_SHARE:  # a word, or a pattern
             continue
-        own = [boxes[index] for index in number]
-        unread = [one for one in doubtful if not centred_in(one.box, own)]
-        remarks = notes + _remarks(own, found.writing + [one.box for one in unread])
-        predictions = [replace(_found_prediction(digits[index], scale), notes=remarks) for index in number]
-        read = math.prod(one.confidence for one in predictions)
-        confidence = read * math.prod(1 - one.there for one in unread if _beside(one.box, own, angle))
+        remarks = notes + _remarks(own, found.writing + [box for box in doubtful if not centred_in(box, own)])
+        predictions = [replace(_found_prediction(found.digits[index], digit, chances, scale), notes=remarks)
+                       for index, digit, chances in zip(reading.kept, reading.digits, reading.chances)]
+        confidence = min(reading.confidence, *(one.confidence for one in predictions))
         reason = ""
-        missed = any(_beside(box, own, angle) and _as_high(box, own) for box in found.writing)
-        if len(doubtful) > MARKS + len(digits):
+        if len(doubtful) > MARKS + digits:
             reason = PATTERN
-        elif missed or confidence < TRUSTED <= read:
+        elif any(_beside(box, own, place.angle) and _as_high(box, own) for box in found.writing):
             reason = UNREAD
-        elif read < TRUSTED and all(one.trusted for one in predictions):
+        elif confidence < TRUSTED and all(one.trusted for one in predictions):
             reason = MANY_DIGITS
-        results.append(_number(predictions, [_scaled(box, scale) for box in own], angle, confidence, reason, remarks,
-                               digest))
+        results.append(_number(predictions, [_scaled(box, scale) for box in own], place.angle, confidence, reason,
+                               remarks, digest))
     return results
 
 
@@ -244,13 +246,14 @@ def _remarks(digits: list[FloatBox], writing: list[FloatBox]) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _found_prediction(found: FoundDigit, scale: float) -> Prediction:
-    """The prediction for a digit that the detector has found."""
+def _found_prediction(found: FoundDigit, digit: int, chances: np.ndarray, scale: float) -> Prediction:
+    """The prediction for a digit found, with the probability (10,) that each digit is here."""
     left, top, right, bottom = map(round, _scaled(found.box, scale))
+    confidence, there = float(chances[digit]), float(chances.sum())
     reason = ""
-    if found.right < TRUSTED:  # because it may be another digit, or none
-        reason = _low_confidence(found.probabilities) if found.there > TRUSTED else OUT_OF_DISTRIBUTION
-    return Prediction(found.digit, found.right, found.probabilities, fit(found.strokes), reason, (),
+    if confidence < TRUSTED:  # because it may be another digit, or none
+        reason = _low_confidence(chances) if there > TRUSTED else OUT_OF_DISTRIBUTION
+    return Prediction(digit, confidence, (chances / there).astype(np.float32), fit(found.strokes), reason, (),
                       (left, top, right, bottom))
 
 

@@ -20,9 +20,12 @@ from torch import Tensor
 
 from mnist.ink import TILE, Digits, Writing, draw_digits, draw_segment, paste
 from mnist.networks import CELL, LARGEST, REFERENCE, SMALLEST
+from mnist.numbers import Strip, strip
 from mnist.photograph import Form, Layout, photograph
 
 SIDE = 128  # of a patch
+LINE_HEIGHTS = 14.0, 48.0  # of the digits that the line reader learns from
+WHOLE = 0.85  # of a digit's box is visible, or it is not read
 NEARLY = 1.5  # digits too small or too large by at most this factor may be found
 Rng = np.random.Generator
 
@@ -36,6 +39,7 @@ class Placed(NamedTuple):
     right: int
     bottom: int
     visible: float  # share of its box inside the patch
+    line: int  # the number of its line
 
 
 class Targets(NamedTuple):
@@ -49,6 +53,15 @@ class Targets(NamedTuple):
     centred: Tensor  # (B, h, w) bool: cells with a centre
     inked: Tensor  # (B, h, w) bool: cells with ink of one digit
     ignored: Tensor  # (B, h, w) bool: cells where finding a digit is neither right nor wrong
+
+
+class Runs(NamedTuple):
+    """K runs of digits in B patches, for the line reader to read."""
+
+    pictures: Tensor  # (K,) int64: in which patch
+    strips: Tensor  # (K, 5): where, as in `mnist.numbers.Strip`
+    labels: Tensor  # (M,) int64: the digits of all runs, one run after the other
+    lengths: Tensor  # (K,) int64: how many digits each run has; none for words
 
 
 class Hand(NamedTuple):
@@ -173,7 +186,7 @@ def write_lines(bank: Digits, lines: list[Line], layouts: list[Layout], rng: Rng
     if not writings:
         return placed, owners
     tiles, number = _Tiles(bank, writings, generator), -1
-    for line in lines:
+    for which, line in enumerate(lines):
         before: _Before | None = None
         some_boxes_are_empty = rng.random() < 0.3
         for place, (gap, drop) in enumerate(zip(line.gaps, line.drops)):
@@ -194,7 +207,7 @@ def write_lines(bank: Digits, lines: list[Line], layouts: list[Layout], rng: Rng
             ends = tiles.lasts[number] + x
             # neighbouring rows count as well: strokes touch at corners
             before = _Before(ends if line.pitch else ndimage.maximum_filter1d(ends, 3), y, x + left)
-            _place(tiles, number, x, y, layouts[line.patch], placed[line.patch], owners[line.patch])
+            _place(tiles, number, x, y, layouts[line.patch], placed[line.patch], owners[line.patch], which)
     return placed, owners
 
 
@@ -205,7 +218,8 @@ def _touching(before: _Before, firsts: np.ndarray, y: int) -> int:
     return int(reach.max(initial=-500))
 
 
-def _place(tiles: _Tiles, number: int, x: int, y: int, layout: Layout, placed: list[Placed], owner: np.ndarray) -> None:
+def _place(tiles: _Tiles, number: int, x: int, y: int, layout: Layout, placed: list[Placed], owner: np.ndarray,
+           line: int) -> None:
     """Put a tile on a layout, with its left upper corner at (x, y)."""
     height, width = layout.shape
     left, top = x + tiles.lefts[number], y + tiles.tops[number]
@@ -217,7 +231,7 @@ def _place(tiles: _Tiles, number: int, x: int, y: int, layout: Layout, placed: l
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + TILE, width), min(y + TILE, height)
     owner[y0:y1, x0:x1][tiles.dark[number, y0 - y:y1 - y, x0 - x:x1 - x]] = len(placed)
     share = seen_width * seen_height / ((right - left) * (bottom - top))
-    placed.append(Placed(tiles.labels[number], left, top, right, bottom, share))
+    placed.append(Placed(tiles.labels[number], left, top, right, bottom, share, line))
 
 
 def _add_signs(layout: Layout, line: Line, rng: Rng) -> None:
@@ -368,9 +382,54 @@ def _targets(layouts: list[Layout], placed: list[list[Placed]], owners: list[np.
                                            ignored & ~centred)))
 
 
+def _runs(placed: list[list[Placed]], lines: list[Line], rng: Rng) -> Runs:
+    """Each line's whole digits, in strips as inaccurate as those at the detector's boxes; and places without digits."""
+    pictures, strips, labels, lengths = [], list[Strip](), list[int](), list[int]()
+    for patch, digits in enumerate(placed):
+        found = list[tuple[Strip, list[Placed]]]()
+        if not digits:
+            height = rng.uniform(*LINE_HEIGHTS)
+            x, y = rng.uniform(0, 0.7 * SIDE, 2)
+            found.append((Strip(x, y, rng.normal(0, 0.1), height, height * rng.uniform(1, 4)), []))
+        for which in dict.fromkeys(one.line for one in digits):
+            own = [one for one in digits if one.line == which]
+            whole = [number for number, one in enumerate(own) if one.visible > WHOLE]
+            if whole and len(whole) == whole[-1] - whole[0] + 1:
+                found.append((_inexact(own, whole, lines[which].hand.angle, rng), own[whole[0]:whole[-1] + 1]))
+        for place, run in found:
+            if LINE_HEIGHTS[0] < place.height < LINE_HEIGHTS[1] and place.length > place.height:
+                pictures.append(patch)
+                strips.append(place)
+                labels += [one.label for one in run]
+                lengths.append(len(run))
+    return Runs(torch.tensor(pictures, dtype=torch.long), torch.tensor(strips, dtype=torch.float32).reshape(-1, 5),
+                torch.tensor(labels, dtype=torch.long), torch.tensor(lengths, dtype=torch.long))
+
+
+def _inexact(own: list[Placed], whole: list[int], angle: float, rng: Rng) -> Strip:
+    """The strip along the whole ones of a line's digits; it ends before the others."""
+    boxes = []
+    for one in own[whole[0]:whole[-1] + 1]:
+        edges = np.array([one.left, one.top, one.right, one.bottom], float)
+        side = max(one.right - one.left, one.bottom - one.top)
+        boxes.append(tuple((edges + 0.04 * side * (np.tile(rng.normal(0, 1, 2), 2) + rng.normal(0, 1, 4))).tolist()))
+    angle = angle + rng.normal(0, 0.03) if len(boxes) > 1 else 0.0
+    place = strip(boxes, angle)
+    place = place._replace(height=place.height * math.exp(rng.normal(0, 0.06)))
+    starts, ends = place.x, place.x + place.length * math.cos(angle)
+    starts = max(starts + rng.uniform(-0.2, 0.6) * place.height, -0.1 * place.height)
+    ends = min(ends - rng.uniform(-0.2, 0.6) * place.height, SIDE + 0.1 * place.height)
+    if whole[0] > 0:
+        starts = max(starts, own[whole[0] - 1].right)
+    if whole[-1] < len(own) - 1:
+        ends = min(ends, own[whole[-1] + 1].left)
+    return place._replace(x=starts, y=place.y + (starts - place.x) * math.tan(angle),
+                          length=(ends - starts) / math.cos(angle))
+
+
 def draw_scenes(bank: Digits, texts: list[np.ndarray], count: int, seed: int,
-                number: int) -> tuple[Tensor, Targets]:
-    """A batch of scenes: grey patches (B, 1, 128, 128), and what is to be found in them."""
+                number: int) -> tuple[Tensor, Targets, Runs]:
+    """A batch of scenes: grey patches (B, 1, 128, 128), what is to be found in them, and what is to be read."""
     rng = np.random.default_rng([seed, number])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     layouts, lines = [], []
@@ -404,7 +463,7 @@ def draw_scenes(bank: Digits, texts: list[np.ndarray], count: int, seed: int,
             _add_paragraph(layout, texts, rng)
         elif rng.random() < (0.45 if patch in first else 0.95):
             _add_words(layout, texts, rng, 8, 64)
-    return photograph(layouts, generator)[:, None], _targets(layouts, placed, owners)
+    return photograph(layouts, generator)[:, None], _targets(layouts, placed, owners), _runs(placed, lines, rng)
 
 
 def draw_page(bank: Digits, texts: list[np.ndarray], seed: int, number: int) -> tuple[np.ndarray, list[Placed]]:

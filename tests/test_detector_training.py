@@ -9,9 +9,10 @@ from sklearn.linear_model import LogisticRegression
 
 import mnist.detector_training
 import run_model
-from mnist.detector_training import DetectorTraining, detection_loss, fit_probabilities
+from mnist.detector_training import DetectorTraining, detection_loss, fit
 from mnist.ink import Digits, words
-from mnist.networks import EVIDENCE, NEIGHBOURS, DigitDetector
+from mnist.lines import line_loss
+from mnist.networks import EVIDENCE, DigitDetector
 from mnist.scenes import draw_page, draw_scenes
 from mnist.weights import WeightsError, load_detector, load_weights
 from mnist_utils import FILES, load_split, write_idx
@@ -27,7 +28,7 @@ def digits() -> Digits:
 
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Path:
-    for name, value in (("STEPS", 2), ("SCENES", 4), ("PAGES", 2), ("CALIBRATION_PAGES", 4)):
+    for name, value in (("STEPS", 2), ("SCENES", 4), ("PAGES", 2), ("DIGIT_PAGES", 4), ("NUMBER_PAGES", 4)):
         monkeypatch.setattr(mnist.detector_training, name, value)
     for split in ("train", "test"):
         for array, name in zip((IMAGES[:400], LABELS[:400]), FILES[split]):
@@ -37,10 +38,11 @@ def data(tmp_path, monkeypatch) -> Path:
 
 
 def test_scenes_repeat_themselves(digits):
-    (one, targets), (again, _), (other, _) = (draw_scenes(digits, words(), 4, 0, number) for number in (7, 7, 8))
+    (one, targets, runs), (again, *_), (other, *_) = (draw_scenes(digits, words(), 4, 0, seed) for seed in (7, 7, 8))
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert one.shape == (4, 1, 128, 128) and 0 <= one.min() and one.max() <= 1
     assert targets.centred.sum() == (targets.heat == 1).sum() > 0
+    assert len(runs.labels) == runs.lengths.sum() and len(runs.strips) == len(runs.lengths) == len(runs.pictures)
 
 
 def test_a_page_shows_its_digits_where_it_says(digits):
@@ -53,12 +55,13 @@ def test_a_page_shows_its_digits_where_it_says(digits):
 
 def test_the_detector_learns(digits):
     torch.manual_seed(0)
-    detector = DigitDetector()
+    detector = DigitDetector(batch_norm=True)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
     scenes = [draw_scenes(digits, words(), 8, 0, number) for number in range(2)]
     losses = []
     for step in range(24):
-        loss = detection_loss(detector, *scenes[step % 2])
+        pictures, targets, runs = scenes[step % 2]
+        loss = detection_loss(detector, pictures, targets) + line_loss(detector, pictures, *runs)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -66,25 +69,16 @@ def test_the_detector_learns(digits):
     assert np.mean(losses[-4:]) < 0.6 * np.mean(losses[:4])
 
 
-def test_its_probabilities_are_fitted_to_what_was_there():
-    """The regressions of scikit-learn, on what is there, and on what is right of what is likely there.
-
-    The second one does not know how many neighbours a digit has.
-    """
+def test_a_regression_is_fitted_to_what_was_right():
+    """As scikit-learn does it."""
     rng, detector = np.random.default_rng(0), DigitDetector()
     known = rng.normal(0, 3, (2000, EVIDENCE))
-    there = known[:, 0] + rng.logistic(size=2000) > 1
-    right = there & (known[:, 2] + rng.logistic(size=2000) > -1)
-    fit_probabilities(detector, known, there, right)
-    expected = LogisticRegression().fit(known, there)
+    truth = known[:, 0] + rng.logistic(size=2000) > 1
+    fit(detector.there, list(zip(known, truth.tolist())))
+    expected = LogisticRegression().fit(known, truth)
     assert detector.there.tolist() == pytest.approx([*expected.coef_[0], *expected.intercept_], rel=1e-4, abs=1e-5)
-    likely = expected.predict_proba(known)[:, 1] > mnist.detector_training.LIKELY
-    alone = np.delete(known, NEIGHBOURS, 1)
-    expected = LogisticRegression().fit(alone[likely], right[likely])
-    factors = np.insert(expected.coef_[0], NEIGHBOURS, 0)
-    assert detector.right.tolist() == pytest.approx([*factors, *expected.intercept_], rel=1e-4, abs=1e-5)
     before = detector.there.clone()
-    fit_probabilities(detector, known, np.zeros(2000, bool), np.zeros(2000, bool))  # nothing to tell apart
+    fit(detector.there, [(row, False) for row in known])  # nothing to tell apart
     assert torch.equal(detector.there, before)
 
 
@@ -104,7 +98,7 @@ def test_a_stopped_training_ends_like_one_that_was_not_stopped(data, tmp_path):
     detector, metadata = load_detector(tmp_path / "stopped.pth")
     assert metadata["training"]["seed"] == 1
     for name, tensor in detector.state_dict().items():
-        torch.testing.assert_close(tensor, again.detector.state_dict()[name], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(tensor, again.detector.folded().state_dict()[name], rtol=1e-3, atol=1e-6)
     with pytest.raises(WeightsError, match="belongs to another training run"):
         next(DetectorTraining(data, tmp_path / "stopped.pth", seed=2).epochs(resume=True, epochs=3))
 
@@ -118,9 +112,23 @@ def test_the_reader_sees_some_digits_of_a_batch_and_not_always_the_same(digits, 
     assert scenes[1].centred.sum() > 10
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        detection_loss(detector, *scenes)
+        detection_loss(detector, *scenes[:2])
     assert [len(crops) for crops in read] == [5, 5, 5]
     assert torch.equal(read[0], read[1]) and not torch.equal(read[0], read[2])
+
+
+def test_a_detector_without_batch_norm_computes_the_same(digits):
+    torch.manual_seed(0)
+    detector, (pictures, targets, runs) = DigitDetector(batch_norm=True), draw_scenes(digits, words(), 8, 0, 0)
+    (detection_loss(detector, pictures, targets) + line_loss(detector, pictures, *runs)).backward()  # moves the means
+    plain = detector.eval().folded()
+    with torch.no_grad():
+        for found, expected in zip(plain(pictures), detector(pictures), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for part, shape in (("reader", (4, 3, 32, 32)), ("line", (4, 1, 32, 48))):
+            given = torch.rand(shape)
+            found, expected = (getattr(network, part)(given) for network in (plain, detector))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_it_has_as_many_parameters_as_it_says():

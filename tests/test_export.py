@@ -360,8 +360,9 @@ def test_the_digit_detector_is_exported_as_well(tmp_path, capsys):
     session = onnxruntime.InferenceSession(path)
     detector, _ = load_detector(DETECTOR)
     program, grey = DetectorProgram(detector), torch.rand(1, 1, 96, 160)
-    digits = torch.tensor([[30.0, 40.0, 25.0]])
-    for found, expected in zip(session.run(None, {"grey": grey.numpy(), "digits": digits.numpy()}),
-                               program(grey, digits), strict=True):
+    digits, strip = torch.tensor([[30.0, 40.0, 25.0]]), torch.rand(1, 1, 32, 120)
+    for found, expected in zip(session.run(None, {"grey": grey.numpy(), "digits": digits.numpy(),
+                                                  "strip": strip.numpy()}),
+                               program(grey, digits, strip), strict=True):
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
     assert check_export(path)

@@ -421,6 +421,16 @@ def test_a_pasted_picture_is_read(page):
         expect(page.locator("#seen")).to_contain_text(expected)
 
 
+def test_an_example_is_read_at_a_click_and_not_kept(page):
+    show(page, "Upload")
+    for what, expected in (("A page on a table", "48942"), ("A single digit", "Read: 7.")):
+        page.get_by_role("button", name=what).click()
+        expect(page.locator("#seen")).to_contain_text(expected)
+        expect(page.locator("#seen img").first).to_be_visible()
+    show(page, "History")
+    expect(page.locator("#count")).to_have_text("0 drawings; page 1 of 1")
+
+
 def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):
     upload(page, ROOT / "figures" / "samples" / "seven.jpg")
     expect(page.locator("#seen")).to_contain_text("Read: 7.")

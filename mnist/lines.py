@@ -1,0 +1,178 @@
+"""Read a whole line of digits at once, to confirm or correct what the digit detector found one by one.
+
+    for place, reading in read_lines(detector, found):
+        print(reading.digits, reading.confidence)
+
+A number's strip is cut out of the picture, turned level, so that its digits are 20 pixels high. The
+detector's line reader slides along it and says at every second pixel which digit is there, or none.
+Connectionist temporal classification (Graves et al. 2006) turns that into the probability of a text:
+it adds up all the ways in which the text may stand on the line. Digits need no boundaries there, so
+touching ones are no harder than others, and a missed one shows.
+
+The digits found give a list of texts that the number may be; the detector and the line reader each
+give all of them a probability, and the product decides.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.special import logit, softmax
+from torch import Tensor
+
+from mnist.detect import MARGIN, PRESENT, Found, FoundDigit, View, probability
+from mnist.networks import NONE, DigitDetector, local_contrast
+from mnist.numbers import Strip, group, is_in, place_in, strip
+
+ROWS, DIGIT = 32, 20  # pixels of a strip's height, and of the digits in it
+ROUND = 8  # its width is a multiple
+CHUNK = 16  # strips at once, in training
+SEEN = 26.0  # pixels of a digit's height in the view from which a strip is cut, as nearly as there is one
+UNLIKELY = 0.002  # a digit found with a smaller probability is none
+CHOICES, TEXTS = 3, 40  # classes for each digit, and texts for each number, that are compared
+MISSED = math.log(1e-5)  # the detector's probability of a text that has a digit which it has not found
+LEAST = 1e-6  # so near to 0 or 1 a probability counts as evidence
+DETECTOR_SHARE, LINE_SHARE = 0.7, 0.35  # exponents of both probabilities, chosen on scenes from validation images
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a number is, by the detector and by the line reader."""
+
+    kept: list[int]  # which of the digits found it has, from left to right
+    digits: list[int]  # the class of each
+    chances: np.ndarray  # (len(kept), 10): how probable each class is at this place
+    confidence: float  # 0 to 1: the probability that all of it is right
+    evidence: np.ndarray  # (LINE_EVIDENCE,): what this probability comes from, see `read_line`
+
+
+def straightened(grey: Tensor, pictures: Tensor, strips: Tensor) -> tuple[Tensor, Tensor]:
+    """The strips as the line reader sees them (K, 1, ROWS, W), and the width of each one (K,) int64.
+
+    Of pictures (N, 1, H, W), `pictures` (K,) says in which each strip is; `strips` (K, 5) are `Strip`s in pixels.
+    What is narrower than W goes on as it ends.
+    """
+    x, y, angle, height, length = (part[:, None, None] for part in strips.unbind(1))
+    cos, sin, pixel = angle.cos(), angle.sin(), height / DIGIT
+    widths = (length / pixel / ROUND).ceil().clamp_min(1).long() * ROUND
+    # twice as fine at first, so that strokes of large digits are averaged
+    along = ((torch.arange(2 * int(widths.max()), device=grey.device) + 0.5) / 2).clamp(max=widths - 0.5) * pixel
+    across = ((torch.arange(2 * ROWS, device=grey.device) + 0.5) / 2 - ROWS / 2)[:, None] * pixel
+    places = torch.stack([x + along * cos - across * sin, y + along * sin + across * cos], -1)
+    size = torch.tensor([grey.shape[3], grey.shape[2]], device=grey.device)
+    fine = F.grid_sample(grey[pictures], 2 * places / size - 1, padding_mode="border", align_corners=False)
+    return local_contrast(F.avg_pool2d(fine, 2)), widths.flatten()
+
+
+def read_strips(detector: DigitDetector, strips: Tensor) -> Tensor:
+    """For strips (K, 1, ROWS, W) the logarithms of probabilities (W / 2, K, 11): of the ten digits, and of none."""
+    return detector.line(strips).float().squeeze(2).permute(2, 0, 1).log_softmax(2)
+
+
+@torch.inference_mode()
+def look_along(detector: DigitDetector, views: list[View], place: Strip) -> tuple[Tensor, Tensor]:
+    """A strip of a picture as the line reader sees it (ROWS, W), and the logarithms of `read_strips` (W / 2, 11)."""
+    view = min(views, key=lambda view: abs(math.log(place.height * view.scale[1] / SEEN)))
+    across, down = view.scale
+    there = Strip(place.x * across + MARGIN, place.y * down + MARGIN, place.angle, place.height * down,
+                  place.length * across)
+    device = view.grey.device
+    strips, _ = straightened(view.grey, torch.zeros(1, dtype=torch.long, device=device),
+                             torch.tensor([there], dtype=torch.float32, device=device))
+    return strips[0, 0].cpu(), read_strips(detector, strips)[:, 0].cpu()
+
+
+def spell(chances: Tensor, texts: Sequence[str]) -> list[float]:
+    """The logarithm of the probability of each text, by the line reader's `chances` (T, 11) along a strip."""
+    labels = torch.tensor([int(digit) for text in texts for digit in text], dtype=torch.long)
+    losses = F.ctc_loss(chances[:, None].expand(-1, len(texts), -1), labels, torch.full([len(texts)], len(chances)),
+                        torch.tensor([len(text) for text in texts]), blank=NONE, reduction="none")
+    return (-losses).tolist()
+
+
+def decoded(chances: Tensor) -> str:
+    """The text of the likeliest path through the line reader's `chances` (T, 11)."""
+    path = chances.argmax(1).tolist()
+    return "".join(str(digit) for digit, _ in itertools.groupby(path) if digit != NONE)
+
+
+def line_loss(detector: DigitDetector, grey: Tensor, pictures: Tensor, strips: Tensor, labels: Tensor,
+              lengths: Tensor) -> Tensor:
+    """What training the line reader minimises: the mean of -log p of each run's digits, by its length and one."""
+    total = grey.new_zeros(())
+    texts = labels.split(lengths.tolist())
+    order = (strips[:, 4] / strips[:, 3]).argsort()
+    for chunk in order.split(CHUNK):  # of about one width
+        seen, widths = straightened(grey, pictures[chunk], strips[chunk])
+        losses = F.ctc_loss(read_strips(detector, seen), torch.cat([texts[index] for index in chunk.tolist()]),
+                            widths // 2, lengths[chunk], blank=NONE, reduction="none")
+        total = total + (losses / (lengths[chunk] + 1)).sum()
+    return total / max(1, len(order))
+
+
+def read_lines(detector: DigitDetector, found: Found) -> Iterator[tuple[Strip, Reading]]:
+    """The numbers in a picture, line by line, and their strips."""
+    digits = [index for index, one in enumerate(found.digits) if one.there > PRESENT]
+    numbers, angle = group([found.digits[index].box for index in digits])
+    for number in numbers:
+        own = [digits[index] for index in number]
+        place = strip([found.digits[index].box for index in own], angle)
+        yield place, read_line(detector, found, own, place)
+
+
+def read_line(detector: DigitDetector, found: Found, own: list[int], place: Strip) -> Reading:
+    """Decide what the number is that some of the digits found make, on a strip.
+
+    Digits that were hardly found may become a part of it, and others be dropped; it may end up without any. Its
+    evidence are the logits of its text's probability among the guesses, by both, by the detector and by the line
+    reader, the logarithm of its probability on the whole strip by its length and one, and how many digits it has.
+    """
+    candidates = [index for index, one in enumerate(found.digits)
+                  if index in own or (UNLIKELY < one.there <= PRESENT and is_in(place, one.box))]
+    candidates.sort(key=lambda index: place_in(place, found.digits[index].box)[0])
+    guesses = _guesses(found.digits, candidates)
+    texts = ["".join(str(digit) for _, digit in parts) for _, parts in guesses]
+    _, along = look_along(detector, found.views, place)
+    # what the line reader alone would read, also where the detector has missed a digit of it
+    distinct = list(dict.fromkeys([*texts, decoded(along)]))
+    known = dict(zip(distinct, spell(along, distinct)))
+    possible = list(dict.fromkeys(texts))
+    texts += [text for text in distinct if text not in possible]
+    by_digits = np.array([chance for chance, _ in guesses] + [MISSED] * (len(texts) - len(guesses)))
+    by_line = np.array([known[text] for text in texts])
+    chances = softmax(DETECTOR_SHARE * by_digits + LINE_SHARE * by_line)
+
+    def total(chances: np.ndarray, text: str) -> float:
+        return float(sum(chance for chance, other in zip(chances, texts) if other == text))
+
+    text = max(possible, key=lambda text: total(chances, text))
+    best = max((number for number, other in enumerate(texts) if other == text), key=lambda number: chances[number])
+    kept = [index for index, _ in guesses[best][1]]
+    classes = np.zeros((len(kept), 10))
+    for chance, (_, parts) in zip(chances, guesses):
+        for index, digit in parts:
+            if index in kept:
+                classes[kept.index(index), digit] += chance
+    evidence = np.array([*(logit(np.clip(total(one, text), LEAST, 1 - LEAST))
+                           for one in (chances, softmax(by_digits), softmax(by_line))),
+                         known[text] / (len(text) + 1), len(text)])
+    return Reading(kept, [digit for _, digit in guesses[best][1]], classes,
+                   float(probability(evidence, detector.sure)), evidence)
+
+
+def _guesses(digits: list[FoundDigit], candidates: list[int]) -> list[tuple[float, tuple[tuple[int, int], ...]]]:
+    """The likeliest choices of digits and their classes, each with the logarithm of the detector's probability."""
+    guesses: list[tuple[float, tuple[tuple[int, int], ...]]] = [(0.0, ())]
+    for index in candidates:
+        one = digits[index]
+        options: list[tuple[float, tuple[tuple[int, int], ...]]] = [(math.log(max(1e-9, 1 - one.there)), ())]
+        for digit in one.probabilities.argsort()[-CHOICES:].tolist():
+            options.append((math.log(max(1e-9, one.there * float(one.probabilities[digit]))), ((index, digit),)))
+        guesses = nlargest(TEXTS, ((before + chance, parts + part) for before, parts in guesses
+                                   for chance, part in options))
+    return guesses

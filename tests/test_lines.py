@@ -1,0 +1,98 @@
+"""The line reader: strips are level, a text is as probable as all its alignments, and missed digits show."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+import scenes
+from mnist.detect import find_digits
+from mnist.files import DETECTOR
+from mnist.ink import Digits, words
+from mnist.lines import DIGIT, ROWS, read_line, read_lines, read_strips, spell, straightened
+from mnist.networks import LINE_EVIDENCE, NONE
+from mnist.numbers import Strip, is_in, strip
+from mnist.picture import read_picture
+from mnist.scenes import draw_scenes
+from mnist.weights import load_detector
+from mnist_utils import load_split
+
+IMAGES, LABELS = load_split("test", scenes.DATASET)
+DETECTOR_NETWORK, _ = load_detector(DETECTOR)
+
+
+@pytest.mark.parametrize("degrees", [-12, 0, 12])
+@pytest.mark.parametrize("height", [16.0, 40.0])
+def test_a_turned_line_becomes_level(degrees, height):
+    """Along a strip through the middle of a turned bar, the bar is level, and as high as the digits."""
+    picture = np.ones((300, 300))
+    picture[150 - round(height / 2):150 + round(height / 2), 50:250] = 0
+    picture = ndimage.rotate(picture, -degrees, reshape=False, order=1, cval=1)
+    angle = np.deg2rad(degrees)
+    place = Strip(150 - 80 * np.cos(angle), 150 - 80 * np.sin(angle), angle, height, 160.0)
+    seen, widths = straightened(torch.tensor(picture[None, None], dtype=torch.float32), torch.tensor([0]),
+                                torch.tensor([place], dtype=torch.float32))
+    width = int(widths)
+    assert seen.shape == (1, 1, ROWS, width) and width == -(-160 / height * DIGIT // 8) * 8
+    rows = seen[0, 0].numpy()
+    assert rows.std(1)[[2, ROWS // 2, -3]].max() < 0.2  # each row is all bar or all paper
+    dark = np.flatnonzero(rows.mean(1) < rows.mean())
+    assert (dark.min(), dark.max()) == (pytest.approx(ROWS / 2 - DIGIT / 2, abs=1),
+                                        pytest.approx(ROWS / 2 + DIGIT / 2 - 1, abs=1))
+
+
+def test_a_text_is_as_probable_as_all_its_alignments():
+    """Compared with the sum over every path, for a strip of four steps."""
+    torch.manual_seed(0)
+    grey, place = torch.rand(1, 1, 40, 40), Strip(5.0, 20.0, 0.0, 30.0, 12.0)
+    seen, widths = straightened(grey, torch.tensor([0]), torch.tensor([place]))
+    logs = read_strips(DETECTOR_NETWORK, seen)[:, 0].detach()
+    chances = logs.double().exp().numpy()
+    assert len(chances) == int(widths) // 2 == 4 and chances.sum(1) == pytest.approx(1)
+    totals: dict[str, float] = {}
+    for path in itertools.product(range(NONE + 1), repeat=4):
+        text = "".join(str(digit) for digit, _ in itertools.groupby(path) if digit != NONE)
+        totals[text] = totals.get(text, 0) + np.prod(chances[range(4), path])
+    texts = ["", "7", "10", "88", "345", "1111"]  # the last needs more steps than there are
+    assert np.exp(spell(logs, texts)) == pytest.approx([*(totals[text] for text in texts[:5]),
+                                                                                 0.0])
+
+
+def test_a_run_s_strip_shows_its_digits():
+    bank = Digits(IMAGES[:300], LABELS[:300])
+    pictures, _, runs = draw_scenes(bank, words(), 16, 0, 0)
+    texts = runs.labels.split(runs.lengths.tolist())
+    assert len(runs.pictures) == len(runs.strips) == len(texts) > 8
+    strips, widths = straightened(pictures, runs.pictures, runs.strips)
+    chances = read_strips(DETECTOR_NETWORK, strips).detach()
+    spelled = [spell(chances[:width // 2, number], ["".join(map(str, text.tolist())), "4711"])
+               for number, (width, text) in enumerate(zip(widths.tolist(), texts))]
+    assert np.mean([own > other for own, other in spelled]) > 0.95
+    assert {0, 1} <= set(runs.lengths.tolist())
+
+
+def test_a_number_that_lacks_a_digit_is_doubted():
+    """Numbers of which all was certain, and then one digit had not been found."""
+    rng, certain, sure = np.random.default_rng(5), [], []
+    while len(sure) < 40:
+        found = find_digits(DETECTOR_NETWORK, read_picture(scenes.line(rng).picture).grey)
+        for place, whole in read_lines(DETECTOR_NETWORK, found):
+            assert whole.evidence.shape == (LINE_EVIDENCE,) and whole.chances.shape == (len(whole.kept), 10)
+            for missed in whole.kept[1:-1] if whole.confidence > 0.95 else ():
+                digits = [one for index, one in enumerate(found.digits) if index != missed]
+                rest = [digits.index(found.digits[index]) for index in whole.kept if index != missed]
+                again = read_line(DETECTOR_NETWORK, replace(found, digits=digits), rest, place)
+                certain.append(again.confidence > 0.95)
+                sure.append(again.confidence > 0.5)
+    assert np.mean(certain) < 0.05 and np.mean(sure) < 0.4
+
+
+def test_what_is_in_a_strip():
+    place = strip([(10, 10, 20, 30), (30, 12, 44, 32)], 0.0)
+    assert (place.height, place.y) == (20, 21) and (place.x, place.length) == (10 - 16, 34 + 32)
+    assert is_in(place, (22, 18, 26, 24)) and is_in(place, (50, 10, 60, 30))
+    assert not is_in(place, (62, 10, 70, 30)) and not is_in(place, (22, 30, 26, 40))
+    assert is_in(strip([(0, 0, 10, 20), (90, 90, 110, 110)], np.pi / 4), (45, 45, 55, 55))
