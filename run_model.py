@@ -7,7 +7,7 @@
     python run_model.py --resume --data FOLDER      fine-tune the weights on your own drawings
     torchrun --nproc-per-node=2 run_model.py --mode train    train in two processes
     python run_model.py --mode export --format onnx export the network to other runtimes
-    python run_model.py --mode train-detector       train what finds the digits in pictures, within an hour
+    python run_model.py --mode train-detector       train what finds and reads the digits in pictures: one to two hours
 
 Training writes NAME.pth (the weights of the best epoch in validation), NAME.final.pth (the last epoch) and
 NAME.checkpoint (for --resume). The previous checkpoint becomes NAME.old.checkpoint.

@@ -431,7 +431,7 @@ class Page:
         answer = [values, outlined, seen]
         file.upload(self.read, [file, keep], answer, api_name="read", concurrency_limit=2).success(
             _doubtful, values, [outlined, doubtful], api_visibility="private", show_progress="hidden")
-        for example, path in zip(examples, EXAMPLES.values()):  # nobody's handwriting, so it is not kept
+        for example, path in zip(examples, EXAMPLES.values()):  # not the user's handwriting, so it is not kept
             example.click(functools.partial(self._read_example, path), None, [file, *answer],
                           api_visibility="private", concurrency_limit=2).success(
                 lambda: (gr.update(visible=True), gr.update(visible=False)), None, [outlined, doubtful],

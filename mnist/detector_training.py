@@ -33,7 +33,7 @@ from mnist.lines import line_loss, read_lines
 from mnist.networks import CELL, NONE, REFERENCE, DigitDetector
 from mnist.numbers import is_in
 from mnist.runs import check_model_path, set_aside
-from mnist.scenes import Placed, Runs, Targets, draw_page, draw_scenes
+from mnist.scenes import LINE_HEIGHTS, Placed, Runs, Targets, draw_page, draw_scenes
 from mnist.train import bfloat16_is_fast
 from mnist.weights import save_weights
 from mnist_utils import digest, load_training
@@ -86,8 +86,8 @@ class DetectorTraining:
                                                        cycle_momentum=False)
         amp = bfloat16_is_fast(torch.device("cpu"))
         self.settings = {"network": "DigitDetector", "epochs": epochs, "steps": STEPS, "scenes": SCENES,
-                         "crops": CROPS, "others": OTHERS, "learning_rate": LEARNING_RATE, "seed": self.seed,
-                         "amp": amp, "data": digest(*self.train_set, *self.val_set)}
+                         "crops": CROPS, "others": OTHERS, "lines": list(LINE_HEIGHTS), "learning_rate": LEARNING_RATE,
+                         "seed": self.seed, "amp": amp, "data": digest(*self.train_set, *self.val_set)}
         state = TrainingState(detector, optimizer, schedule, torch.Generator(), self.settings, losses=torch.empty(0))
         if stored:
             state.restore(stored, self.checkpoint)
@@ -201,12 +201,14 @@ def judged(found: list[FoundDigit], placed: list[Placed]) -> Iterator[tuple[np.n
 
 
 def judged_numbers(detector: DigitDetector, found: Found, placed: list[Placed]) -> Iterator[tuple[np.ndarray, bool]]:
-    """For each number found its evidence, and whether it has all the digits on its strip, and no others."""
+    """For each number read its evidence, and whether it has all the digits on its strip, each once, and no others."""
     for place, reading in read_lines(detector, found):
+        if not reading.kept:
+            continue
         own = [_nearest(found.digits[index], placed) for index in reading.kept]
         there = [one for one in placed if is_in(place, (one.left, one.top, one.right, one.bottom))]
         yield reading.evidence, ([one and one.label for one in own] == reading.digits
-                                 and all(one in own for one in there))
+                                 and len(set(own)) == len(own) and all(one in own for one in there))
 
 
 def _nearest(found: FoundDigit, placed: list[Placed]) -> Placed | None:

@@ -10,7 +10,8 @@ it adds up all the ways in which the text may stand on the line. Digits need no 
 touching ones are no harder than others, and a missed one shows.
 
 The digits found give a list of texts that the number may be; the detector and the line reader each
-give all of them a probability, and the product decides.
+give all of them a probability, and a weighted product of both decides. A text with a digit that was not
+found is not among them. Where the line reader reads one, it lowers the number's confidence.
 """
 
 import itertools
@@ -36,7 +37,8 @@ SEEN = 26.0  # pixels of a digit's height in the view from which a strip is cut,
 UNLIKELY = 0.002  # a digit found with a smaller probability is none
 CHOICES, TEXTS = 3, 40  # classes for each digit, and texts for each number, that are compared
 MISSED = math.log(1e-5)  # the detector's probability of a text that has a digit which it has not found
-LEAST = 1e-6  # so near to 0 or 1 a probability counts as evidence
+IMPOSSIBLE = -1000.0  # the least logarithm of a text's probability, of one that is too long for its strip
+LEAST = 1e-6  # probabilities are clipped so near to 0 and 1 before their logit
 DETECTOR_SHARE, LINE_SHARE = 0.7, 0.35  # exponents of both probabilities, chosen on scenes from validation images
 
 
@@ -46,7 +48,7 @@ class Reading:
 
     kept: list[int]  # which of the digits found it has, from left to right
     digits: list[int]  # the class of each
-    chances: np.ndarray  # (len(kept), 10): how probable each class is at this place
+    chances: np.ndarray  # (len(kept), 10): how probable each class is at this place, of those guessed
     confidence: float  # 0 to 1: the probability that all of it is right
     evidence: np.ndarray  # (LINE_EVIDENCE,): what this probability comes from, see `read_line`
 
@@ -55,7 +57,7 @@ def straightened(grey: Tensor, pictures: Tensor, strips: Tensor) -> tuple[Tensor
     """The strips as the line reader sees them (K, 1, ROWS, W), and the width of each one (K,) int64.
 
     Of pictures (N, 1, H, W), `pictures` (K,) says in which each strip is; `strips` (K, 5) are `Strip`s in pixels.
-    What is narrower than W goes on as it ends.
+    A width is rounded up to a multiple of ROUND; what is narrower than W goes on as it ends.
     """
     x, y, angle, height, length = (part[:, None, None] for part in strips.unbind(1))
     cos, sin, pixel = angle.cos(), angle.sin(), height / DIGIT
@@ -76,7 +78,7 @@ def read_strips(detector: DigitDetector, strips: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def look_along(detector: DigitDetector, views: list[View], place: Strip) -> tuple[Tensor, Tensor]:
-    """A strip of a picture as the line reader sees it (ROWS, W), and the logarithms of `read_strips` (W / 2, 11)."""
+    """The local contrast of a strip (ROWS, W), which the line reader sees, and what `read_strips` gives (W / 2, 11)."""
     view = min(views, key=lambda view: abs(math.log(place.height * view.scale[1] / SEEN)))
     across, down = view.scale
     there = Strip(place.x * across + MARGIN, place.y * down + MARGIN, place.angle, place.height * down,
@@ -88,7 +90,7 @@ def look_along(detector: DigitDetector, views: list[View], place: Strip) -> tupl
 
 
 def spell(chances: Tensor, texts: Sequence[str]) -> list[float]:
-    """The logarithm of the probability of each text, by the line reader's `chances` (T, 11) along a strip."""
+    """The log-likelihood of each text (connectionist temporal classification), by `read_strips`' logarithms (T, 11)."""
     labels = torch.tensor([int(digit) for text in texts for digit in text], dtype=torch.long)
     losses = F.ctc_loss(chances[:, None].expand(-1, len(texts), -1), labels, torch.full([len(texts)], len(chances)),
                         torch.tensor([len(text) for text in texts]), blank=NONE, reduction="none")
@@ -96,7 +98,7 @@ def spell(chances: Tensor, texts: Sequence[str]) -> list[float]:
 
 
 def decoded(chances: Tensor) -> str:
-    """The text of the likeliest path through the line reader's `chances` (T, 11)."""
+    """Best-path decoding: the text of the likeliest path through the line reader's `chances` (T, 11)."""
     path = chances.argmax(1).tolist()
     return "".join(str(digit) for digit, _ in itertools.groupby(path) if digit != NONE)
 
@@ -105,47 +107,53 @@ def line_loss(detector: DigitDetector, grey: Tensor, pictures: Tensor, strips: T
               lengths: Tensor) -> Tensor:
     """What training the line reader minimises: the mean of -log p of each run's digits, by its length and one."""
     total = grey.new_zeros(())
+    if not len(strips):
+        return total
     texts = labels.split(lengths.tolist())
     order = (strips[:, 4] / strips[:, 3]).argsort()
     for chunk in order.split(CHUNK):  # of about one width
         seen, widths = straightened(grey, pictures[chunk], strips[chunk])
         losses = F.ctc_loss(read_strips(detector, seen), torch.cat([texts[index] for index in chunk.tolist()]),
-                            widths // 2, lengths[chunk], blank=NONE, reduction="none")
+                            widths // 2, lengths[chunk], blank=NONE, reduction="none", zero_infinity=True)
         total = total + (losses / (lengths[chunk] + 1)).sum()
-    return total / max(1, len(order))
+    return total / len(order)
 
 
 def read_lines(detector: DigitDetector, found: Found) -> Iterator[tuple[Strip, Reading]]:
     """The numbers in a picture, line by line, and their strips."""
     digits = [index for index, one in enumerate(found.digits) if one.there > PRESENT]
     numbers, angle = group([found.digits[index].box for index in digits])
+    free = [index for index, one in enumerate(found.digits) if UNLIKELY < one.there <= PRESENT]
     for number in numbers:
         own = [digits[index] for index in number]
         place = strip([found.digits[index].box for index in own], angle)
-        yield place, read_line(detector, found, own, place)
+        reading = read_line(detector, found, own, free, place)
+        free = [index for index in free if index not in reading.kept]
+        yield place, reading
 
 
-def read_line(detector: DigitDetector, found: Found, own: list[int], place: Strip) -> Reading:
+def read_line(detector: DigitDetector, found: Found, own: list[int], free: list[int], place: Strip) -> Reading:
     """Decide what the number is that some of the digits found make, on a strip.
 
-    Digits that were hardly found may become a part of it, and others be dropped; it may end up without any. Its
-    evidence are the logits of its text's probability among the guesses, by both, by the detector and by the line
-    reader, the logarithm of its probability on the whole strip by its length and one, and how many digits it has.
+    Its `own` digits may be dropped, and those of the `free` ones that are on the strip may become a part of it. It may
+    end up without any. Its evidence are three logits of its text's probability among all guesses and the line reader's
+    own text: by both, by the detector, and by the line reader. Then the logarithm of its probability on the whole
+    strip by its length and one, and how many digits it has.
     """
-    candidates = [index for index, one in enumerate(found.digits)
-                  if index in own or (UNLIKELY < one.there <= PRESENT and is_in(place, one.box))]
+    candidates = own + [index for index in free if is_in(place, found.digits[index].box)]
     candidates.sort(key=lambda index: place_in(place, found.digits[index].box)[0])
     guesses = _guesses(found.digits, candidates)
     texts = ["".join(str(digit) for _, digit in parts) for _, parts in guesses]
     _, along = look_along(detector, found.views, place)
     # what the line reader alone would read, also where the detector has missed a digit of it
     distinct = list(dict.fromkeys([*texts, decoded(along)]))
-    known = dict(zip(distinct, spell(along, distinct)))
+    known = {text: max(chance, IMPOSSIBLE) for text, chance in zip(distinct, spell(along, distinct))}
     possible = list(dict.fromkeys(texts))
     texts += [text for text in distinct if text not in possible]
     by_digits = np.array([chance for chance, _ in guesses] + [MISSED] * (len(texts) - len(guesses)))
     by_line = np.array([known[text] for text in texts])
-    chances = softmax(DETECTOR_SHARE * by_digits + LINE_SHARE * by_line)
+    logs = DETECTOR_SHARE * by_digits + LINE_SHARE * by_line
+    chances = softmax(logs)
 
     def total(chances: np.ndarray, text: str) -> float:
         return float(sum(chance for chance, other in zip(chances, texts) if other == text))
@@ -154,7 +162,7 @@ def read_line(detector: DigitDetector, found: Found, own: list[int], place: Stri
     best = max((number for number, other in enumerate(texts) if other == text), key=lambda number: chances[number])
     kept = [index for index, _ in guesses[best][1]]
     classes = np.zeros((len(kept), 10))
-    for chance, (_, parts) in zip(chances, guesses):
+    for chance, (_, parts) in zip(softmax(logs[:len(guesses)]), guesses):
         for index, digit in parts:
             if index in kept:
                 classes[kept.index(index), digit] += chance
@@ -166,7 +174,7 @@ def read_line(detector: DigitDetector, found: Found, own: list[int], place: Stri
 
 
 def _guesses(digits: list[FoundDigit], candidates: list[int]) -> list[tuple[float, tuple[tuple[int, int], ...]]]:
-    """The likeliest choices of digits and their classes, each with the logarithm of the detector's probability."""
+    """A beam search for the likeliest digits and classes, with the logarithms of the detector's probabilities."""
     guesses: list[tuple[float, tuple[tuple[int, int], ...]]] = [(0.0, ())]
     for index in candidates:
         one = digits[index]

@@ -121,7 +121,7 @@ SMALLEST, LARGEST = 20.0, 44.0  # the longer side of the digits that it finds
 REFERENCE = 32.0  # the unit of the votes; sizes are logarithms of their ratio to it
 NONE = 10  # its reader's class for what is no digit
 EVIDENCE = 6  # numbers from which the probability of a digit comes: see `mnist.detect.evidence`
-LINE_EVIDENCE = 5  # numbers from which the confidence of a whole number comes: see `mnist.lines.Reading`
+LINE_EVIDENCE = 5  # numbers from which the confidence of a whole number comes: see `mnist.lines.read_line`
 
 
 class DigitDetector(nn.Module):
@@ -149,7 +149,7 @@ class DigitDetector(nn.Module):
     sure: Tensor
 
     def __init__(self, batch_norm: bool = False) -> None:
-        """With `batch_norm` there is one after each convolution, to train with; `folded` takes them out again."""
+        """With `batch_norm` there is one before each ReLU, to train with; `folded` takes them out again."""
         super().__init__()
 
         def convolution(inputs: int, outputs: int, *, kernel: int | tuple[int, int] = 3,
@@ -193,13 +193,10 @@ class DigitDetector(nn.Module):
         plain, normed = DigitDetector(), copy.deepcopy(self).eval()
         with torch.no_grad():
             for name, own in plain.named_children():
-                trained = getattr(normed, name)
-                layers = iter(trained if isinstance(trained, nn.Sequential) else [trained])
-                for part in own if isinstance(own, nn.Sequential) else [own]:
-                    layer = next(layers)
-                    if isinstance(layer, nn.Conv2d) and layer.bias is None:
-                        layer = fuse_conv_bn_eval(layer, cast(nn.BatchNorm2d, next(layers)))
-                    part.load_state_dict(layer.state_dict())
+                if isinstance(own, nn.Sequential):
+                    fold_batch_norm(getattr(normed, name), own)
+                else:
+                    own.load_state_dict(getattr(normed, name).state_dict())
             for name, buffer in plain.named_buffers():
                 buffer.copy_(getattr(normed, name))
         return plain.eval()
@@ -235,16 +232,16 @@ def with_batch_norm(model: nn.Sequential) -> nn.Sequential:
 def fold_batch_norm(normed: nn.Sequential, model: nn.Sequential) -> None:
     """Set the weights of `model` so that it computes what `normed` computes in evaluation mode.
 
-    `normed` must have the layers of `with_batch_norm(model)`.
+    `normed` must have the layers of `model`, and may have batch norm after convolutions and linear layers.
     """
-    layers = iter(normed.eval())
+    layers = list(normed.eval())
     with torch.no_grad():
         for own in model:
-            layer = next(layers)
-            if isinstance(layer, nn.Conv2d):
-                layer = fuse_conv_bn_eval(layer, cast(nn.BatchNorm2d, next(layers)))
-            elif isinstance(layer, nn.Linear) and own is not model[-1]:
-                layer = fuse_linear_bn_eval(layer, cast(nn.BatchNorm1d, next(layers)))
+            layer = layers.pop(0)
+            if layers and isinstance(layers[0], nn.BatchNorm2d):
+                layer = fuse_conv_bn_eval(cast(nn.Conv2d, layer), cast(nn.BatchNorm2d, layers.pop(0)))
+            elif layers and isinstance(layers[0], nn.BatchNorm1d):
+                layer = fuse_linear_bn_eval(cast(nn.Linear, layer), cast(nn.BatchNorm1d, layers.pop(0)))
             own.load_state_dict(layer.state_dict())
 
 

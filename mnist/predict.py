@@ -207,21 +207,23 @@ def _numbers(detector: DigitDetector, found: Found, scale: float, notes: tuple[s
     readings = [(place, reading) for place, reading in read_lines(detector, found) if reading.kept]
     kept = {index for _, reading in readings for index in reading.kept}
     digits = sum(one.there > PRESENT for one in found.digits)
-    doubtful = [one.box for index, one in enumerate(found.digits)
-                if POSSIBLE < one.there <= PRESENT and index not in kept]
+    doubtful = sum(POSSIBLE < one.there <= PRESENT for one in found.digits)
+    added = [found.digits[index].box for index in kept if found.digits[index].there <= PRESENT]
+    writing = [box for box in found.writing if not centred_in(box, added)]
+    unread = [one.box for index, one in enumerate(found.digits) if one.there > POSSIBLE and index not in kept]
     results = []
     for place, reading in readings:
         own = [found.digits[index].box for index in reading.kept]
         if np.mean([found.digits[index].there > CLEAR for index in reading.kept]) < CLEAR_SHARE:  # a word, or a pattern
             continue
-        remarks = notes + _remarks(own, found.writing + [box for box in doubtful if not centred_in(box, own)])
+        remarks = notes + _remarks(own, writing + [box for box in unread if not centred_in(box, own)])
         predictions = [replace(_found_prediction(found.digits[index], digit, chances, scale), notes=remarks)
                        for index, digit, chances in zip(reading.kept, reading.digits, reading.chances)]
         confidence = min(reading.confidence, *(one.confidence for one in predictions))
         reason = ""
-        if len(doubtful) > MARKS + digits:
+        if doubtful > MARKS + digits:
             reason = PATTERN
-        elif any(_beside(box, own, place.angle) and _as_high(box, own) for box in found.writing):
+        elif any(_beside(box, own, place.angle) and _as_high(box, own) for box in writing):
             reason = UNREAD
         elif confidence < TRUSTED and all(one.trusted for one in predictions):
             reason = MANY_DIGITS
@@ -252,7 +254,8 @@ def _found_prediction(found: FoundDigit, digit: int, chances: np.ndarray, scale:
     confidence, there = float(chances[digit]), float(chances.sum())
     reason = ""
     if confidence < TRUSTED:  # because it may be another digit, or none
-        reason = _low_confidence(chances) if there > TRUSTED else OUT_OF_DISTRIBUTION
+        other = int(np.delete(np.arange(10), digit)[np.delete(chances, digit).argmax()])
+        reason = LOW_CONFIDENCE.format(other) if there > TRUSTED else OUT_OF_DISTRIBUTION
     return Prediction(digit, confidence, (chances / there).astype(np.float32), fit(found.strokes), reason, (),
                       (left, top, right, bottom))
 

@@ -61,7 +61,7 @@ class Runs(NamedTuple):
     pictures: Tensor  # (K,) int64: in which patch
     strips: Tensor  # (K, 5): where, as in `mnist.numbers.Strip`
     labels: Tensor  # (M,) int64: the digits of all runs, one run after the other
-    lengths: Tensor  # (K,) int64: how many digits each run has; none for words
+    lengths: Tensor  # (K,) int64: how many digits each run has; 0 where there are none
 
 
 class Hand(NamedTuple):
@@ -352,7 +352,7 @@ def _targets(layouts: list[Layout], placed: list[list[Placed]], owners: list[np.
             middles[number] = x, y
             column, row = int(x // CELL), int(y // CELL)
             inside = 0 <= column < side and 0 <= row < side
-            if one.visible > 0.85 and inside and SMALLEST <= long <= LARGEST:
+            if one.visible > WHOLE and inside and SMALLEST <= long <= LARGEST:
                 spread = max(0.8, 0.085 * long / CELL)
                 reach = int(3 * spread) + 1
                 rows, columns = (slice(max(0, at - reach), min(side, at + reach + 1)) for at in (row, column))
@@ -365,7 +365,7 @@ def _targets(layouts: list[Layout], placed: list[list[Placed]], owners: list[np.
                 sizes[patch, :, row, column] = math.log(wide / REFERENCE), math.log(high / REFERENCE)
                 centred[patch, row, column] = wanted[number] = True
             elif one.visible > 0.4 and SMALLEST / NEARLY <= long <= LARGEST * NEARLY:
-                reach = max(1, round(0.3 * long / CELL)) if one.visible > 0.85 else side
+                reach = max(1, round(0.3 * long / CELL)) if one.visible > WHOLE else side
                 rows = slice(max(0, row - reach, one.top // CELL), max(0, min(row + reach + 1, -(-one.bottom // CELL))))
                 columns = slice(max(0, column - reach, one.left // CELL),
                                 max(0, min(column + reach + 1, -(-one.right // CELL))))
@@ -407,7 +407,7 @@ def _runs(placed: list[list[Placed]], lines: list[Line], rng: Rng) -> Runs:
 
 
 def _inexact(own: list[Placed], whole: list[int], angle: float, rng: Rng) -> Strip:
-    """The strip along the whole ones of a line's digits; it ends before the others."""
+    """The strip along the whole ones of a line's digits; it ends about where the others begin."""
     boxes = []
     for one in own[whole[0]:whole[-1] + 1]:
         edges = np.array([one.left, one.top, one.right, one.bottom], float)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mnist.numbers import group, outline
+from mnist.numbers import group, is_in, outline, strip
 
 
 def boxes(*places: tuple[float, float], wide: float = 14, high: float = 20) -> list[tuple[float, float, float, float]]:
@@ -51,3 +51,11 @@ def test_the_outline_of_a_turned_number_is_turned_with_it():
     assert math.degrees(math.atan2(right_top - top, right - left)) == pytest.approx(10)
     assert math.hypot(right - left, right_top - top) == pytest.approx(40 + 14)
     assert math.hypot(bottom_left - left, bottom - top) == pytest.approx(20)
+
+
+def test_what_is_in_a_strip():
+    place = strip([(10, 10, 20, 30), (30, 12, 44, 32)], 0.0)
+    assert (place.height, place.y) == (20, 21) and (place.x, place.length) == (10 - 16, 34 + 32)
+    assert is_in(place, (22, 18, 26, 24)) and is_in(place, (50, 10, 60, 30))
+    assert not is_in(place, (62, 10, 70, 30)) and not is_in(place, (22, 30, 26, 40))
+    assert is_in(strip([(0, 0, 10, 20), (90, 90, 110, 110)], math.pi / 4), (45, 45, 55, 55))
