@@ -107,7 +107,7 @@ def test_what_only_the_line_reader_sees_joins_the_number():
 def test_a_number_that_lacks_a_digit_is_doubted():
     """Numbers of which all was certain, and then one digit had not been found."""
     rng, certain, sure = np.random.default_rng(5), [], []
-    while len(sure) < 40:
+    while len(sure) < 30:
         found = find_digits(DETECTOR_NETWORK, read_picture(scenes.line(rng).picture).grey)
         for place, whole in read_lines(DETECTOR_NETWORK, found):
             assert whole.evidence.shape == (LINE_EVIDENCE,) and whole.chances.shape == (len(whole.kept), 10)
