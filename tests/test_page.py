@@ -348,10 +348,8 @@ def upload(page: Page, path: Path) -> None:
 
 def test_the_digits_of_a_photo_are_read_and_kept(page):
     upload(page, ROOT / "figures" / "samples" / "number.jpg")
-    expect(page.locator("#seen")).to_contain_text("Read: 0316?, 52948.")
+    expect(page.locator("#seen")).to_contain_text("Read: 0316, 52948.")
     assert page.locator("#seen img").count() == 9
-    expect(page.locator("#seen")).to_contain_text("5 kept, 4 of doubtful numbers not kept: label them")
-    page.locator("#doubtful input").check()
     expect(page.locator("#seen")).to_contain_text("9 kept: label them")
     show(page, "History")
     expect(page.locator("#count")).to_have_text("9 drawings; page 1 of 1")
