@@ -54,9 +54,9 @@ from mnist_utils import FILES, write_idx
 
 HERE = Path(__file__).parent
 MNIST = HERE.parent / "dataset"
-EXAMPLES = {"A page on a table": HERE.parent / "figures" / "samples" / "page.jpg",
-            "Digits that touch": HERE.parent / "figures" / "samples" / "number.jpg",
-            "A single digit": HERE.parent / "figures" / "samples" / "seven.jpg"}
+SAMPLES = HERE.parent / "figures" / "samples"
+EXAMPLES = {"A page on a table": SAMPLES / "page.jpg", "Digits that touch": SAMPLES / "number.jpg",
+            "A single digit": SAMPLES / "seven.jpg"}
 DRAWING_BYTES = 200_000  # largest PNG file of a drawing; one of 280 × 280 pixels has about 5,000
 DRAWING_SIDE = 400  # pixels, at most: pad.js sends 280, and a larger drawing would keep the server busy
 UPLOAD_BYTES = 20_000_000  # largest uploaded file

@@ -58,15 +58,6 @@ class FoundDigit:
         return int(self.probabilities.argmax())
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the detector has found in a picture."""
-
-    digits: list[FoundDigit]  # also those that are there with a probability below PRESENT
-    writing: list[FloatBox]  # other pen strokes: words, signs, and digits that were not recognised
-    views: list["View"]  # from the largest size to the smallest
-
-
 class View(NamedTuple):
     """What the detector sees at one size; (h, w) has a cell for each 4 × 4 pixels."""
 
@@ -75,6 +66,15 @@ class View(NamedTuple):
     layers: Tensor  # (1, 4, H, W): see `layers`
     grey: Tensor  # (1, 1, H, W): the picture, with a margin
     scale: tuple[float, float]  # pixels of the view for each pixel of the picture, across and down
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the detector has found in a picture."""
+
+    digits: list[FoundDigit]  # also those that are there with a probability below PRESENT
+    writing: list[FloatBox]  # other pen strokes: words, signs, and digits that were not recognised
+    views: list[View]  # from the largest size to the smallest
 
 
 @torch.inference_mode()

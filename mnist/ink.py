@@ -65,7 +65,7 @@ def draw_digits(bank: Digits, writings: list[Writing], generator: torch.Generato
     """Each digit's ink (K, TILE, TILE), float32, drawn in the middle of a tile."""
     # a hand's irregularity: smooth, about two hundredths of the height
     bends = torch.randn(len(writings), 2, 5, 5, generator=generator)
-    parts = range(0, len(writings), PART)  # few at a time stay in the processor's cache: three times as fast
+    parts = range(0, len(writings), PART)  # few at a time stay in the processor's cache
     return np.concatenate([_draw_some(bank, writings[part:part + PART], bends[part:part + PART]) for part in parts]
                           or [np.zeros((0, TILE, TILE), np.float32)])
 

@@ -42,6 +42,10 @@ LEAST = 1e-6  # probabilities are clipped so near to 0 and 1 before their logit
 DETECTOR_SHARE, LINE_SHARE = 0.7, 0.35  # exponents of both probabilities, chosen on scenes from validation images
 
 
+# the logarithm of its probability, and which of the digits found it has, with their classes
+_Guess = tuple[float, tuple[tuple[int, int], ...]]
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a number is, by the detector and by the line reader."""
@@ -143,14 +147,14 @@ def read_line(detector: DigitDetector, found: Found, own: list[int], free: list[
     candidates = own + [index for index in free if is_in(place, found.digits[index].box)]
     candidates.sort(key=lambda index: place_in(place, found.digits[index].box)[0])
     guesses = _guesses(found.digits, candidates)
-    texts = ["".join(str(digit) for _, digit in parts) for _, parts in guesses]
+    possible = ["".join(str(digit) for _, digit in parts) for _, parts in guesses]
     _, along = look_along(detector, found.views, place)
     # what the line reader alone would read, also where the detector has missed a digit of it
-    distinct = list(dict.fromkeys([*texts, decoded(along)]))
+    alone = [text for text in [decoded(along)] if text not in possible]
+    texts = [*possible, *alone]
+    distinct = list(dict.fromkeys(texts))
     known = {text: max(chance, IMPOSSIBLE) for text, chance in zip(distinct, spell(along, distinct))}
-    possible = list(dict.fromkeys(texts))
-    texts += [text for text in distinct if text not in possible]
-    by_digits = np.array([chance for chance, _ in guesses] + [MISSED] * (len(texts) - len(guesses)))
+    by_digits = np.array([chance for chance, _ in guesses] + [MISSED] * len(alone))
     by_line = np.array([known[text] for text in texts])
     logs = DETECTOR_SHARE * by_digits + LINE_SHARE * by_line
     chances = softmax(logs)
@@ -173,12 +177,12 @@ def read_line(detector: DigitDetector, found: Found, own: list[int], free: list[
                    float(probability(evidence, detector.sure)), evidence)
 
 
-def _guesses(digits: list[FoundDigit], candidates: list[int]) -> list[tuple[float, tuple[tuple[int, int], ...]]]:
+def _guesses(digits: list[FoundDigit], candidates: list[int]) -> list[_Guess]:
     """A beam search for the likeliest digits and classes, with the logarithms of the detector's probabilities."""
-    guesses: list[tuple[float, tuple[tuple[int, int], ...]]] = [(0.0, ())]
+    guesses: list[_Guess] = [(0.0, ())]
     for index in candidates:
         one = digits[index]
-        options: list[tuple[float, tuple[tuple[int, int], ...]]] = [(math.log(max(1e-9, 1 - one.there)), ())]
+        options: list[_Guess] = [(math.log(max(1e-9, 1 - one.there)), ())]
         for digit in one.probabilities.argsort()[-CHOICES:].tolist():
             options.append((math.log(max(1e-9, one.there * float(one.probabilities[digit]))), ((index, digit),)))
         guesses = nlargest(TEXTS, ((before + chance, parts + part) for before, parts in guesses

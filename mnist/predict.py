@@ -192,14 +192,15 @@ class MNISTPredictor:
             elif rejected:
                 reason = OUT_OF_DISTRIBUTION
             elif confidence < MIN_CONFIDENCE:
-                reason = _low_confidence(probabilities)
+                reason = _low_confidence(probabilities, digit)
             return Prediction(digit, confidence, probabilities, picture, reason, prepared.notes)
         return Prediction(None, 0.0, np.full(10, 0.1, np.float32), picture, reason, prepared.notes)
 
 
-def _low_confidence(probabilities: np.ndarray) -> str:
-    """The reason not to trust a digit with these probabilities (10,): the second most probable one."""
-    return LOW_CONFIDENCE.format(probabilities.argsort()[-2])
+def _low_confidence(probabilities: np.ndarray, digit: int) -> str:
+    """The reason not to trust a digit with these probabilities (10,): the likeliest other one."""
+    others = np.where(np.arange(10) == digit, -1, probabilities)
+    return LOW_CONFIDENCE.format(others.argmax())
 
 
 def _numbers(detector: DigitDetector, found: Found, scale: float, notes: tuple[str, ...], digest: str) -> list[Number]:
@@ -254,8 +255,7 @@ def _found_prediction(found: FoundDigit, digit: int, chances: np.ndarray, scale:
     confidence, there = float(chances[digit]), float(chances.sum())
     reason = ""
     if confidence < TRUSTED:  # because it may be another digit, or none
-        other = int(np.delete(np.arange(10), digit)[np.delete(chances, digit).argmax()])
-        reason = LOW_CONFIDENCE.format(other) if there > TRUSTED else OUT_OF_DISTRIBUTION
+        reason = _low_confidence(chances, digit) if there > TRUSTED else OUT_OF_DISTRIBUTION
     return Prediction(digit, confidence, (chances / there).astype(np.float32), fit(found.strokes), reason, (),
                       (left, top, right, bottom))
 
