@@ -32,8 +32,10 @@ run: $(READY)
 store: $(READY)
 	$(BIN)/python tests/run_notebooks.py $(NOTEBOOKS)
 
+# The notebooks first, because training uses all cores; then the other tests, a file at a time in each of two processes.
 test: $(READY)
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest --durations=10 $(NOTEBOOKS) tests/test_made.py
+	$(BIN)/python -m pytest --durations=10 --numprocesses 2 --dist loadfile --ignore tests/test_made.py tests
 
 bench: $(READY)
 	$(BIN)/python tests/benchmark.py

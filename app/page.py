@@ -232,7 +232,7 @@ class Page:
             numbers = self.predictor.read_numbers(file)
             picture, scale = views.shown(file)
         except PictureError as error:
-            raise gr.Error(str(error).replace(f"{file:.100}", "the file"), print_exception=False) from error
+            raise gr.Error(str(error).replace(file, "the file"), print_exception=False) from error
         except MemoryError as error:
             raise gr.Error("the picture is too large for this machine's memory: choose a smaller one",
                            print_exception=False) from error

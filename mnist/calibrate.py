@@ -1,6 +1,7 @@
 """Calibrate a trained network: fit its temperature and its OOD score."""
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -102,11 +103,17 @@ def _scribble(rng: np.random.Generator) -> np.ndarray:
 
 def _letter(rng: np.random.Generator) -> np.ndarray:
     """A printed letter or sign (200, 200) that resembles no digit, bent and slanted as by hand."""
-    page = Image.new("L", (160, 160))
-    ImageDraw.Draw(page).text((30, 20), rng.choice(list(OOD_CHARACTERS)), fill=255, font=ImageFont.load_default(100))
-    line = np.argwhere(skeletonize(np.asarray(page) > 127)) - 80.0
+    line = _centre_line(rng.choice(list(OOD_CHARACTERS)))
     bend = rng.uniform(0, 6) * np.sin(line[:, ::-1] / rng.uniform(15, 40) + rng.uniform(0, 6, 2))
     return _drawn((line + bend) @ (np.eye(2) + rng.normal(scale=0.15, size=(2, 2))) + 100, 200, rng)
+
+
+@cache
+def _centre_line(character: str) -> np.ndarray:
+    """The points (N, 2) on the centre line of a printed character; its page's middle is (0, 0)."""
+    page = Image.new("L", (160, 160))
+    ImageDraw.Draw(page).text((30, 20), character, fill=255, font=ImageFont.load_default(100))
+    return np.argwhere(skeletonize(np.asarray(page) > 127)) - 80.0
 
 
 def _drawn(path: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:

@@ -38,6 +38,7 @@ MIN_PART = 0.12  # longer side of a part of strokes, relative to the longest one
 DIGIT_SIDE = 20  # pixels: the longer side of a digit in MNIST
 STROKE_WIDTHS = 1.7, 3.1  # pixels: 80 % of MNIST's digits lie in this range
 MIN_WORKING_SIDE, MAX_WORKING_SIDE = 200, 1000  # pixels: the longer side, to which pictures are resized
+MAX_PATH = 1000  # characters; a longer one, such as a data URL, is shortened in messages
 MARGIN = 20  # pixels of paper kept around the ink of a drawing
 
 
@@ -74,7 +75,8 @@ def read_picture(image: AnyPicture) -> Picture:
     if isinstance(image, Image.Image):
         return _from_pillow(image, "the picture", image.size)
     if isinstance(image, str | os.PathLike):
-        return _open(image, f"{image!s:.100}")
+        name = str(image)
+        return _open(image, name if len(name) <= MAX_PATH else f"{name[:100]}…")
     if isinstance(image, bytes | bytearray | memoryview):
         return _open(io.BytesIO(image), "the picture")
     if hasattr(image, "read"):

@@ -3,8 +3,11 @@
 The variable MNIST_OUTPUT tells the notebooks' kernels where to write, so the committed weights and
 figures do not change. workspace.ipynb runs first, and playground.ipynb loads the weights that it has
 just trained. Where workspace.ipynb is not part of the test run, the folder holds a copy of the
-committed weights. After a run without failures the temporary folder is deleted, with all that the
-tests and the programs that they killed have left there. After a failure it stays for a day.
+committed weights. Where several processes share the tests (pytest-xdist), each computes with one
+thread: threads that outnumber the cores wait for each other.
+
+After a run without failures the temporary folder is deleted, with all that the tests and the
+programs that they killed have left there. After a failure it stays for a day.
 """
 
 import atexit
@@ -35,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     folder.chmod(0o755)  # PostgreSQL runs under another account, and its folder is in there
     (folder / "output").mkdir()
     changes = {OUTPUT: str(folder / "output"), "TMPDIR": str(folder)}
+    if config.getoption("numprocesses", None):
+        changes["OMP_NUM_THREADS"] = "1"
     config.stash[BEFORE] = {name: os.environ.get(name) for name in changes}
     config.stash[FOLDER] = folder
     os.environ.update(changes)

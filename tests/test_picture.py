@@ -213,7 +213,8 @@ def bomb() -> bytes:
 BAD = {
     "not there": ("nowhere.png", "does not exist"),
     "a folder": (".", "is a folder"),
-    "a long name": ("data:" + "a" * 5000, "damaged|does not exist"),
+    "a long name": ("data:" + "a" * 5000, "^data:a{95}… is (damaged|truncated)|does not exist"),
+    "a deep folder": ("folder/" * 20 + "nowhere.png", "^(folder/){20}nowhere.png does not exist"),
     "much noise": (np.random.default_rng(0).random((1000, 1000)) > 0.9, "separate strokes"),
     "many dots": (np.kron(np.ones((60, 60)), np.pad(np.ones((6, 6)), 5)), "separate strokes"),
     "three arrays": (np.zeros((3, 28, 28)), "predict_many"),

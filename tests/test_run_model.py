@@ -14,7 +14,6 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
 from sklearn.model_selection import train_test_split
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,10 +22,9 @@ import run_model
 from mnist.checkpoint import read_checkpoint
 from mnist.evaluate import evaluate
 from mnist.export import FORMATS
-from mnist.networks import MNIST_CNN, NETWORKS
+from mnist.networks import NETWORKS
 from mnist.recipes import RECIPES
 from mnist.study import FASHION
-from mnist.train import train
 from mnist.weights import load_weights
 from mnist_utils import FILES, digest, load_split, write_idx
 
@@ -146,15 +144,15 @@ def test_the_defaults_are_the_notebook_s():
 
 
 def test_a_recipe_sets_what_no_option_does(data, folder, capfd):
-    assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "20"]) == 0
+    assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "10"]) == 0
     recipe, expected = read_checkpoint(folder / "MNIST-MODEL.checkpoint")["recipe"], RECIPES["fast"].settings()
     del expected["validate"]  # a checkpoint may be resumed with or without
-    assert recipe.items() >= (expected | {"epochs": 20, "amp": recipe["amp"]}).items()
+    assert recipe.items() >= (expected | {"epochs": 10, "amp": recipe["amp"]}).items()
     printed = capfd.readouterr()
-    assert "validation" not in printed.err and printed.out.count("after epoch 20, the last: ") == 2
+    assert "validation" not in printed.err and printed.out.count("after epoch 10, the last: ") == 2
     _, metadata = load_weights(folder / "MNIST-MODEL.pth")
     assert metadata["val_accuracy"] > 0.5
-    assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "20",
+    assert run_model.main(["--mode", "train", "--data", str(data), "--recipe", "fast", "--epochs", "10",
                            "--early-stopping", "1"]) == 0
     assert "validation accuracy" in capfd.readouterr().err  # which stopping early needs
 
@@ -229,7 +227,7 @@ def test_a_terminal_shows_bars(data, folder):
     pty, termios = (pytest.importorskip(name, reason="Windows has no pseudo-terminals") for name in ("pty", "termios"))
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))  # a new one has no columns at all
-    process, shown = start("--mode", "train", "--data", data, "--epochs", "20", terminal=theirs), b""
+    process, shown = start("--mode", "train", "--data", data, "--epochs", "4", terminal=theirs), b""
     os.close(theirs)
     with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # how Linux says that it is closed
         while part := terminal.read(65536):
@@ -271,9 +269,8 @@ def test_a_resumed_training_stands_in_the_log_once(data, folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(data, folder):
-    common = ["--mode", "train", "--data", data, "--epochs", 40, "--model-path"]  # long enough to be interrupted
-    whole = start(*common, folder / "whole.pth")
-    assert whole.communicate(timeout=120) and whole.returncode == 0
+    common = ["--mode", "train", "--data", str(data), "--epochs", "15", "--model-path"]  # enough to be interrupted
+    assert run_model.main([*common, str(folder / "whole.pth")]) == 0
     process, checkpoint = start(*common, folder / "stopped.pth"), folder / "stopped.checkpoint"
     while not checkpoint.exists() or not read_checkpoint(checkpoint)["history"]:
         assert process.poll() is None
@@ -281,8 +278,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(data, folde
     process.send_signal(signal.SIGINT)
     assert "interrupted; --resume continues" in process.communicate(timeout=60)[1]
     assert process.returncode == 130 and not (folder / "stopped.pth").exists()
-    resumed = start(*common, folder / "stopped.pth", "--resume")
-    assert resumed.communicate(timeout=120) and resumed.returncode == 0
+    assert run_model.main([*common, str(folder / "stopped.pth"), "--resume"]) == 0
     assert torch.equal(weights_of(folder / "stopped.final.pth"), weights_of(folder / "whole.final.pth"))
 
 
@@ -312,9 +308,9 @@ def test_the_options_name_every_network_and_every_format():
 
 # several processes
 
-def test_one_two_and_three_processes_come_to_the_same_accuracy(data, folder):
+def test_one_process_and_three_come_to_the_same_accuracy(data, folder):
     accuracies = []
-    for processes in (1, 2, 3):
+    for processes in (1, 3):
         path = folder / f"{processes}.pth"
         process = start("--mode", "train", "--data", data, "--epochs", 3, "--no-amp", "--model-path", path,
                         launcher=torchrun(processes))
@@ -325,37 +321,10 @@ def test_one_two_and_three_processes_come_to_the_same_accuracy(data, folder):
     assert min(accuracies) > 0.9 and max(accuracies) - min(accuracies) < 0.01
 
 
-def first_gradient(rank: int, world: int, store: str, result: Path, count: int = 100) -> None:
-    """What a process of several does: one step on one batch that does not divide by their number."""
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.manual_seed(0)
-    model = MNIST_CNN()
-    part = IMAGES[:count], LABELS[:count]
-    list(train(model, part, part, mean=0.13, std=0.31, epochs=1, batch_size=100, learning_rate=1e-3, seed=0, amp=False))
-    if rank == 0:
-        torch.save(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]), result)
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-        os._exit(0)  # gloo's threads sometimes abort an interpreter's orderly end
-
-
-@pytest.mark.parametrize("world, count", [(2, 100), (3, 100), (2, 101)])
-def test_the_first_gradient_does_not_depend_on_the_process_count(world, count, tmp_path):
-    """With 101 images and batches of 100, the second process has no share of the last batch."""
-    first_gradient(0, 1, "", tmp_path / "alone", count)
-    torch.multiprocessing.spawn(first_gradient, (world, tmp_path / "store", tmp_path / "shared", count), nprocs=world)
-    alone, shared = torch.load(tmp_path / "alone"), torch.load(tmp_path / "shared")
-    assert alone.abs().max() > 0.01
-    torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes through /proc")
 def test_killing_one_process_ends_all_and_another_count_resumes(data, folder):
     path = folder / "shared.pth"
-    common = ["--mode", "train", "--data", data, "--epochs", 40, "--batch-size", 500, "--no-amp", "--model-path", path]
+    common = ["--mode", "train", "--data", data, "--epochs", 20, "--batch-size", 250, "--no-amp", "--model-path", path]
     process = start(*common, launcher=torchrun(2))
     checkpoint = path.with_suffix(".checkpoint")
     while not checkpoint.exists() or not read_checkpoint(checkpoint)["history"]:
@@ -367,9 +336,9 @@ def test_killing_one_process_ends_all_and_another_count_resumes(data, folder):
     assert process.returncode != 0 and "SIGKILL" in error
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     done = len(read_checkpoint(checkpoint)["history"])
-    assert 0 < done < 40 and not path.exists()
+    assert 0 < done < 20 and not path.exists()
     resumed = start(*common, "--resume", launcher=torchrun(3))
     error = resumed.communicate(timeout=240)[1]
     assert resumed.returncode == 0, error
-    assert len(read_checkpoint(checkpoint)["history"]) == 40
+    assert len(read_checkpoint(checkpoint)["history"]) == 20
     assert load_weights(path)[1]["test_accuracy"] > 0.9
