@@ -48,7 +48,7 @@ SIDE, BRUSH, PAUSE = 280, 20, 0.7  # pixels and seconds, as in reader.js and pad
 DIGITS = 30  # different drawings
 WATCH = """
     const heard = window.heard = {strokes: [], shown: []};
-    for (const kind of ["pointerdown", "pointerrawupdate"]) {
+    for (const kind of ["pointerdown", "pointermove"]) {
       addEventListener(kind, (event) => event.buttons && heard.strokes.push(event.timeStamp), {capture: true});
     }
     const {requestAnimationFrame} = window;

@@ -79,8 +79,7 @@ canvas.addEventListener("pointerdown", (event) => {
   changed();
 });
 
-// as soon as the pen has moved, where the browser tells; a pointermove waits for the next frame
-canvas.addEventListener("onpointerrawupdate" in canvas ? "pointerrawupdate" : "pointermove", (event) => {
+canvas.addEventListener("pointermove", (event) => {
   if (event.pointerId !== pointer) return;
   const all = event.getCoalescedEvents?.() ?? [];
   strokes.at(-1).push(...(all.length ? all : [event]).map(place));
