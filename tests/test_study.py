@@ -109,7 +109,7 @@ def same(one: bytes, other: bytes) -> bool:
 
 
 def test_a_whole_study_on_a_little_data(little, tmp_path, one_thread, capsys):
-    recipes = {"SixConv": StudyRecipe("SixConv", 4, 1e-2, bfloat16=True, seeds=2),
+    recipes = {"SixConv": StudyRecipe("SixConv", 6, 1e-2, bfloat16=True, seeds=2),
                "few": StudyRecipe("MNIST_CNN", 1, 4e-3, images=50, seeds=2),
                "MNIST_CNN distilled": StudyRecipe("MNIST_CNN", 3, 1e-2, augment=False, teachers="SixConv", copies=2,
                                              batch_norm=True, corrupted=True, seeds=2)}
