@@ -6,18 +6,22 @@
 Both compute the probabilities of MNIST's test images, one at a time, in one Chromium, in turns. Printed
 for each of two networks: the bytes that a visitor loads, the network's weights among them; the time
 from a new page to the first answer, with everything from this machine; the median and the 95th
-percentile of one image; and by how much the two differ. Half a minute.
+percentile of one image; and by how much the two differ. Two minutes.
 """
 
 import argparse
 import base64
+import contextlib
 import gzip
 import json
 import tempfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import Browser, Page
 
 from mnist.export import export
 from mnist.html import browsing, network_of, text
@@ -26,7 +30,6 @@ from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = {"MNIST_CNN": "MNIST-MODEL.pth", "SixConv": "study/SixConv-0.pth"}
-SITE = "http://127.0.0.1/"  # nothing is sent: the browser's requests are answered here
 PROGRAM, BINARY = "ort.wasm.min.js", ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
 KINDS = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 IMAGES, ROUNDS, BLOCK = 500, 20, 10  # images; how often all are read; images for each reading of the clock
@@ -54,17 +57,32 @@ MEASURE = """async ([encoded, block]) => {
 }"""
 
 
-def opened(browser: Browser, name: str, files: dict[str, bytes]) -> tuple[Page, float]:
+@contextlib.contextmanager
+def served(files: dict[str, bytes]) -> Iterator[str]:
+    """The address at which this machine serves the files, and an empty page."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.removeprefix("/")
+            body = files.get(name, b"<!DOCTYPE html>")
+            self.send_response(200)
+            self.send_header("Content-Type", KINDS.get(Path(name).suffix, "text/html"))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def opened(browser: Browser, address: str, name: str, files: dict[str, bytes]) -> tuple[Page, float]:
     """A page with one of the two ready to read, and the milliseconds from its scripts' start to the first answer."""
     page = browser.new_page()
-
-    def answer(route: Route) -> None:
-        asked = route.request.url.removeprefix(SITE)
-        kind = KINDS.get(Path(asked).suffix, "text/html")
-        route.fulfill(body=files.get(asked, b"<!DOCTYPE html>"), content_type=kind)
-
-    page.route("**/*", answer)
-    page.goto(SITE)
+    page.goto(address)
     scripts = "".join(f"await load('{file}');" for file in files if file.endswith(".js"))
     milliseconds = page.evaluate(f"""async () => {{
         const load = (source) => new Promise((done, failed) => document.head.append(Object.assign(
@@ -78,10 +96,14 @@ def opened(browser: Browser, name: str, files: dict[str, bytes]) -> tuple[Page, 
     return page, milliseconds
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder dist of the npm package onnxruntime-web")
-    folder = parser.parse_args().folder
+    return parser
+
+
+def main() -> None:
+    folder = parser().parse_args().folder
     images, _ = load_split("test", ROOT / "dataset")
     blocks = [base64.b64encode(part.tobytes()).decode() for part in np.array_split(images[:IMAGES], 5)]
     for network, weights in NETWORKS.items():
@@ -93,10 +115,10 @@ def main() -> None:
         own = {"reader.js": f"const NETWORK = {described};\n{text('reader.js')}".encode()}
         theirs = {file: (folder / file).read_bytes() for file in (PROGRAM, *BINARY)} | {"network.onnx": onnx}
         both = {"reader.js": own, "onnxruntime-web": theirs}
-        with browsing() as browser:
-            pages, first = {}, {}
+        with contextlib.ExitStack() as stack:
+            browser, pages, first = stack.enter_context(browsing()), {}, {}
             for name, files in both.items():
-                pages[name], first[name] = opened(browser, name, files)
+                pages[name], first[name] = opened(browser, stack.enter_context(served(files)), name, files)
             seconds = {name: [] for name in both}
             for _ in range(ROUNDS):
                 found = {}

@@ -17,6 +17,7 @@ from distributed.cli import dask_scheduler, dask_worker
 from torch.distributed.run import get_args_parser
 
 import app.__main__
+import benchmark_browser
 import mnist.study
 import run_model
 from mnist.files import EXPORT_ENDINGS
@@ -92,6 +93,7 @@ def check_dask(command: click.Command) -> Callable[[list[str]], None]:
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     ".venv/bin/python run_model.py": check_run_model,
     ".venv/bin/python -m app": lambda words: accepted(app.__main__.parser(), words),
+    ".venv/bin/python tests/benchmark_browser.py": lambda words: accepted(benchmark_browser.parser(), words),
     ".venv/bin/python -m mnist.study": lambda words: accepted(mnist.study.parser(), words),
     ".venv/bin/dask scheduler": check_dask(dask_scheduler.main),
     ".venv/bin/dask worker": check_dask(dask_worker.main),
@@ -100,6 +102,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     ".venv/bin/tensorboard": lambda words: None,
     "make": check_make,
     "mkdir": lambda words: None,
+    "npm": lambda words: None,
 }
 
 
