@@ -17,7 +17,8 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,6 @@ from mnist_utils import load_split
 ROOT = Path(__file__).parents[1]
 NETWORKS = {"MNIST_CNN": "MNIST-MODEL.pth", "SixConv": "study/SixConv-0.pth"}
 PROGRAM, BINARY = "ort.wasm.min.js", ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
-KINDS = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 IMAGES, ROUNDS, BLOCK = 500, 20, 10  # images; how often all are read; images for each reading of the clock
 START = {
     "reader.js": """const reader = new DigitReader(NETWORK);
@@ -57,26 +57,23 @@ MEASURE = """async ([encoded, block]) => {
 }"""
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves a folder, and prints nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def served(files: dict[str, bytes]) -> Iterator[str]:
-    """The address at which this machine serves the files, and an empty page."""
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name = self.path.removeprefix("/")
-            body = files.get(name, b"<!DOCTYPE html>")
-            self.send_response(200)
-            self.send_header("Content-Type", KINDS.get(Path(name).suffix, "text/html"))
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    """The address at which this machine serves the files, beside an empty page."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in {"index.html": b"<!DOCTYPE html>", **files}.items():
+            Path(folder, name).write_bytes(content)
+        with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}/"
+            server.shutdown()
 
 
 def opened(browser: Browser, address: str, name: str, files: dict[str, bytes]) -> tuple[Page, float]:

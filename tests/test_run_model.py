@@ -308,9 +308,9 @@ def test_the_options_name_every_network_and_every_format():
 
 # several processes
 
-def test_one_process_and_three_come_to_the_same_accuracy(data, folder):
+def test_one_two_and_three_processes_come_to_the_same_accuracy(data, folder):
     accuracies = []
-    for processes in (1, 3):
+    for processes in (1, 2, 3):
         path = folder / f"{processes}.pth"
         process = start("--mode", "train", "--data", data, "--epochs", 3, "--no-amp", "--model-path", path,
                         launcher=torchrun(processes))
