@@ -36,18 +36,22 @@ def warp(images: Tensor, amounts: Tensor) -> Tensor:
     return F.grid_sample(images.unsqueeze(1).float(), grid, align_corners=False).squeeze(1)
 
 
-def corrupt_half(images: np.ndarray, seed: int) -> np.ndarray:
+def corrupt_half(images: np.ndarray, seed: int, left_out: str | None = None) -> np.ndarray:
     """A copy of uint8 images (N, 28, 28) in which about half have one of nine random corruptions each.
 
     The nine are uneven grey paper, brightness, noise, lines, a part in negative, blur, outlines,
     spots, and a stronger warp. Each of MNIST-C's fifteen corruptions is similar to one of them, so
     MNIST-C then measures how well a network learned these, and not how it copes with unseen ones.
+    For that, a family of TRAINING_CORRUPTIONS can be left out: "noise", "blur", "weather",
+    "geometry" or "occlusion". Raises KeyError for another name.
     """
+    dropped = FAMILIES[left_out] if left_out else ()
+    functions = [function for function in TRAINING_CORRUPTIONS if function not in dropped]
     generator, corrupted = torch.Generator().manual_seed(seed), np.empty_like(images)
     for start in range(0, len(images), 5000):
         ink = torch.from_numpy(images[start:start + 5000]) / 255
-        chosen = torch.randint(2 * len(TRAINING_CORRUPTIONS), [len(ink)], generator=generator)
-        for number, function in enumerate(TRAINING_CORRUPTIONS):
+        chosen = torch.randint(2 * len(functions), [len(ink)], generator=generator)
+        for number, function in enumerate(functions):
             here = (chosen == number).nonzero()[:, 0]
             if len(here):
                 ink[here] = function(ink[here], generator).clip(0, 1)
@@ -122,8 +126,13 @@ def _bent(ink: Tensor, generator: torch.Generator) -> Tensor:
     return warp(ink, 2.5 * warp_amounts(len(ink), generator))
 
 
-TRAINING_CORRUPTIONS: tuple[Callable[[Tensor, torch.Generator], Tensor], ...] = (
+Corruption = Callable[[Tensor, torch.Generator], Tensor]
+TRAINING_CORRUPTIONS: tuple[Corruption, ...] = (
     _uneven_paper, _bright, _noisy, _lined, _part_in_negative, _blurry, _hollow, _spotted, _bent)
+# the same by what they do, as mnist.corruptions.FAMILIES groups MNIST-C's
+FAMILIES: dict[str, tuple[Corruption, ...]] = {
+    "noise": (_noisy,), "blur": (_blurry,), "weather": (_uneven_paper, _bright), "geometry": (_bent,),
+    "occlusion": (_lined, _part_in_negative, _hollow, _spotted)}
 
 
 def _random(*shape: int, generator: torch.Generator) -> Tensor:

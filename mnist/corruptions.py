@@ -157,6 +157,10 @@ def canny_edges(ink: np.ndarray, rng: Generator) -> np.ndarray:
 CORRUPTIONS: dict[str, Callable[[np.ndarray, Generator], np.ndarray]] = {function.__name__: function for function in (
     shot_noise, impulse_noise, glass_blur, motion_blur, shear, scale, rotate, brightness, translate, stripe, fog,
     spatter, dotted_line, zigzag, canny_edges)}
+# by what they do; occlusion is all that covers a part of the strokes, or takes it away
+FAMILIES = {"noise": ("shot_noise", "impulse_noise"), "blur": ("glass_blur", "motion_blur"),
+            "weather": ("brightness", "fog"), "geometry": ("shear", "scale", "rotate", "translate"),
+            "occlusion": ("stripe", "spatter", "dotted_line", "zigzag", "canny_edges")}
 
 
 def _blurred(ink: np.ndarray, sigma: float) -> np.ndarray:

@@ -17,7 +17,7 @@ found is not among them. Where the line reader reads one, it lowers the number's
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 
 import numpy as np
@@ -55,6 +55,7 @@ class Reading:
     chances: np.ndarray  # (len(kept), 10): how probable each class is at this place, of those guessed
     confidence: float  # 0 to 1: the probability that all of it is right
     evidence: np.ndarray  # (LINE_EVIDENCE,): what this probability comes from, see `read_line`
+    unclear: bool = False  # whether it may also be two numbers, or a part of a longer one
 
 
 def straightened(grey: Tensor, pictures: Tensor, strips: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,14 +127,14 @@ def line_loss(detector: DigitDetector, grey: Tensor, pictures: Tensor, strips: T
 def read_lines(detector: DigitDetector, found: Found) -> Iterator[tuple[Strip, Reading]]:
     """The numbers in a picture, line by line, and their strips."""
     digits = [index for index, one in enumerate(found.digits) if one.there > PRESENT]
-    numbers, angle = group([found.digits[index].box for index in digits])
+    numbers, unclear, angle = group([found.digits[index].box for index in digits])
     free = [index for index, one in enumerate(found.digits) if UNLIKELY < one.there <= PRESENT]
-    for number in numbers:
+    for number, end in zip(numbers, unclear):
         own = [digits[index] for index in number]
         place = strip([found.digits[index].box for index in own], angle)
         reading = read_line(detector, found, own, free, place)
         free = [index for index in free if index not in reading.kept]
-        yield place, reading
+        yield place, replace(reading, unclear=end)
 
 
 def read_line(detector: DigitDetector, found: Found, own: list[int], free: list[int], place: Strip) -> Reading:

@@ -1,15 +1,20 @@
 """From the digits in a picture to numbers: which digits stand on one line, and where a number ends."""
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 STEEPEST = math.radians(25)  # of a line of digits
 SAME_LINE = 0.7  # how far a digit may lie above or below the one before, relative to their height
-WIDE_GAP = 1.6  # between the centres of two digits, relative to their height: wider gaps separate numbers
+# The room between two digits is the mean of the distance of their centres and the gap between their boxes, relative to
+# the usual height on their line. A number ends where it is more than APART + USUAL times its median there, because a
+# form's boxes may stand far apart; or more than PAIR, where a line has only two digits. Chosen on lines drawn from
+# validation images.
+APART, USUAL, PAIR = 0.8, 0.8, 1.6
+UNCLEAR = 0.15  # so near to that limit, it is not clear whether a number ends
 END = 0.8  # of a digit's height: the next number is further away, and a missed digit is not
-UNEVEN_GAP = 1.7  # relative to the line's median, because a form's boxes may stand far apart
 
 FloatBox = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -28,16 +33,18 @@ class Grouping(NamedTuple):
     """The digits of a picture in reading order."""
 
     numbers: list[list[int]]  # for each number the indices of its digits, from left to right
+    unclear: list[bool]  # for each number, whether it may also be two, or a part of a longer one
     angle: float  # of the lines, in radians, clockwise
 
 
 def group(boxes: list[FloatBox]) -> Grouping:
     """Group digits with these boxes into lines, from top to bottom, and each line into numbers."""
     if not boxes:
-        return Grouping([], 0.0)
+        return Grouping([], [], 0.0)
     edges = np.array(boxes)
     middles = (edges[:, :2] + edges[:, 2:]) / 2
-    heights = written_height(edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1])
+    widths = edges[:, 2] - edges[:, 0]
+    heights = written_height(widths, edges[:, 3] - edges[:, 1])
     angle = _angle(middles, heights)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     x, y = (middles @ turn).T
@@ -53,13 +60,15 @@ def group(boxes: list[FloatBox]) -> Grouping:
         else:
             lines.append([index])
     lines.sort(key=lambda line: float(y[line].mean()))
-    numbers = []
+    numbers, unclear = list[list[int]](), list[bool]()
     for line in lines:
-        steps = np.diff(x[line])
-        usual = (heights[line[1:]] + heights[line[:-1]]) / 2
-        ends = steps > np.maximum(WIDE_GAP * usual, UNEVEN_GAP * np.median(steps) if len(steps) > 2 else 0)
-        numbers += [part.tolist() for part in np.split(np.array(line), np.flatnonzero(ends) + 1)]
-    return Grouping(numbers, angle)
+        room = (np.diff(x[line]) - (widths[line[1:]] + widths[line[:-1]]) / 4) / np.median(heights[line])
+        beyond = room - (APART + USUAL * np.median(room) if len(room) > 1 else PAIR)
+        ends = np.flatnonzero(beyond > 0) + 1
+        numbers += [part.tolist() for part in np.split(np.array(line), ends)]
+        near = np.concatenate([[False], np.abs(beyond) < UNCLEAR, [False]])  # before and after each digit
+        unclear += [bool(near[start:stop + 1].any()) for start, stop in pairwise([0, *ends.tolist(), len(line)])]
+    return Grouping(numbers, unclear, angle)
 
 
 def written_height(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:

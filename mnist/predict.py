@@ -38,6 +38,7 @@ WIDE = "not one digit: it is too wide"
 OUT_OF_DISTRIBUTION = "it does not look like a single digit (out of distribution)"
 LOW_CONFIDENCE = "low confidence: it may be a {} as well"
 UNREAD = "something beside it was not read"
+UNCLEAR_END = "a gap is so wide that it may separate two numbers, or not"
 PATTERN = "the picture is full of marks that may be digits"
 MANY_DIGITS = "low confidence: each digit is likely, but perhaps not all of them"
 # of the digit detector, chosen on scenes from validation images
@@ -226,6 +227,8 @@ def _numbers(detector: DigitDetector, found: Found, scale: float, notes: tuple[s
             reason = PATTERN
         elif any(_beside(box, own, place.angle) and _as_high(box, own) for box in writing):
             reason = UNREAD
+        elif reading.unclear:
+            reason = UNCLEAR_END
         elif confidence < TRUSTED and all(one.trusted for one in predictions):
             reason = MANY_DIGITS
         results.append(_number(predictions, [_scaled(box, scale) for box in own], place.angle, confidence, reason,

@@ -37,6 +37,7 @@ class StudyRecipe(Recipe):
     copies: int = 0  # warped copies of each training image in the transfer set
     batch_norm: bool = False  # during training; folded into the weights afterwards
     corrupted: bool = False  # corrupt half of the training images; the teachers see them clean
+    left_out: str | None = None  # but not with this family of corruptions, see mnist.augment.FAMILIES
     seeds: int = 5  # trained with the seeds 0, 1, ...
 
     @property
@@ -60,6 +61,7 @@ FINE_TUNING = replace(NOTEBOOK, epochs=3, learning_rate=1e-3)
 _NOTEBOOK = StudyRecipe(**asdict(NOTEBOOK) | {"bfloat16": False})
 _DISTILLED = StudyRecipe("MNIST_CNN", epochs=2, learning_rate=1e-2, augment=False, bfloat16=False, teachers="SixConv",
                          copies=20, batch_norm=True)
+_ROBUST = replace(_DISTILLED, corrupted=True)
 STUDY = {
     # common networks, with the notebook's settings
     "MNIST_CNN": _NOTEBOOK,
@@ -70,7 +72,10 @@ STUDY = {
     "SixConv": StudyRecipe("SixConv", epochs=30, learning_rate=1e-2, bfloat16=True),
     # the most accurate MNIST_CNN, and the one that copes best with corrupted images
     "MNIST_CNN distilled": _DISTILLED,
-    "MNIST_CNN robust": replace(_DISTILLED, corrupted=True, seeds=1),
+    "MNIST_CNN robust": _ROBUST,
+    # how it copes with a family of corruptions that it has never seen
+    **{f"MNIST_CNN without {family}": replace(_ROBUST, left_out=family, seeds=1)
+       for family in ("noise", "blur", "weather", "geometry", "occlusion")},
     # the learning curve
     **{f"MNIST_CNN {count}": replace(_NOTEBOOK, epochs=6, images=count, seeds=3)
        for count in (600, 2_000, 6_000, 20_000, 55_000)},

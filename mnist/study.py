@@ -47,7 +47,7 @@ from mnist.augment import corrupt_half, warp, warp_amounts
 from mnist.calibrate import OOD_CHARACTERS, calibrate
 from mnist.checkpoint import read_checkpoint
 from mnist.cluster import Progress, connected, submit
-from mnist.corruptions import CORRUPTIONS, corrupt
+from mnist.corruptions import CORRUPTIONS, FAMILIES, corrupt
 from mnist.evaluate import confidence_threshold, evaluate, expected_calibration_error, predict
 from mnist.files import checkpoint_path, read_json, write_atomically, write_json
 from mnist.networks import NETWORKS, fold_batch_norm, with_batch_norm
@@ -64,6 +64,7 @@ IMAGES_PER_PASS = 55_000  # the learning curve repeats fewer images to fill a pa
 POLL = 5  # seconds between two looks at the checkpoints of running trainings
 
 ROBUSTNESS_TESTED = ("MNIST_CNN", "SixConv", "MNIST_CNN distilled", "MNIST_CNN robust")  # corrupted, attacked, OOD
+FAMILY_LEFT_OUT = {family: f"MNIST_CNN without {family}" for family in FAMILIES}  # corrupted
 EPSILONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of attacks; 1 is full ink
 
 
@@ -171,7 +172,7 @@ def train_one(job: Job, data: Data, transfer: list[Split], progress: Progress) -
     if recipe.teachers:
         train_set = transfer_set(transfer)
     if recipe.corrupted:
-        train_set = corrupt_half(train_set[0], seed), train_set[1]
+        train_set = corrupt_half(train_set[0], seed, recipe.left_out), train_set[1]
     torch.manual_seed(seed)
     model = NETWORKS[recipe.network]()
     trained = with_batch_norm(model) if recipe.batch_norm else model
@@ -255,9 +256,10 @@ def measure(name: str, seed: int, weights: bytes, data: Data) -> dict[str, Any]:
     row = {"seed": seed, "val_accuracy": metadata["val_accuracy"],
            **_accuracies(model, data.load_training()[1], test_set, metadata),
            "uci": evaluate(model, *uci_digits(), **scale)[1]}
-    if name in ROBUSTNESS_TESTED:
+    if name in (*ROBUSTNESS_TESTED, *FAMILY_LEFT_OUT.values()):
         row["corruptions"] = {kind: evaluate(model, images, test_set[1], **scale)[1]
                               for kind, images in _corrupted(data.folder).items()}
+    if name in ROBUSTNESS_TESTED:
         row |= _attacked(model, test_set, scale)
         row["ood"] = _ood_detection(model, metadata, test_set[0])
     return row

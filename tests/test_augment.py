@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mnist.augment import TRAINING_CORRUPTIONS, corrupt_half, warp, warp_amounts
+import mnist.corruptions
+from mnist.augment import FAMILIES, TRAINING_CORRUPTIONS, corrupt_half, warp, warp_amounts
 from mnist_utils import load_split
 
 ROOT = Path(__file__).parents[1]
@@ -58,3 +59,14 @@ def test_half_of_the_images_are_corrupted():
     for function in TRAINING_CORRUPTIONS:
         changed = function(ink.clone(), generator)
         assert changed.shape == ink.shape and (changed != ink).any(2).any(1).float().mean() > 0.8, function
+
+
+def test_a_family_of_corruptions_is_left_out():
+    assert sorted(map(repr, sum(FAMILIES.values(), ()))) == sorted(map(repr, TRAINING_CORRUPTIONS))
+    assert FAMILIES.keys() == mnist.corruptions.FAMILIES.keys()
+    assert sorted(sum(mnist.corruptions.FAMILIES.values(), ())) == sorted(mnist.corruptions.CORRUPTIONS)
+    blank = np.zeros((6000, 28, 28), np.uint8)  # which brightness and paper make grey all over
+    grey = {family: (corrupt_half(blank, 0, family) > 0).all((1, 2)).mean() for family in FAMILIES}
+    assert grey.pop("weather") < 0.005 and min(grey.values()) > 0.05
+    with pytest.raises(KeyError, match="snow"):
+        corrupt_half(blank, 0, "snow")

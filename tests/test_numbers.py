@@ -17,7 +17,7 @@ def turned(places: list[tuple[float, float]], degrees: float) -> list[tuple[floa
 
 
 def test_no_digit_is_no_number():
-    assert group([]) == ([], 0.0)
+    assert group([]) == ([], [], 0.0)
 
 
 def test_a_line_is_one_number_from_left_to_right():
@@ -32,6 +32,25 @@ def test_boxes_of_a_form_that_stand_apart_are_one_number():
     assert group(boxes(*[(10 + 40 * place, 10) for place in range(6)])).numbers == [[0, 1, 2, 3, 4, 5]]
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_two_or_three_boxes_that_stand_apart_are_one_number_too(count):
+    assert group(boxes(*[(10 + 38 * place, 10) for place in range(count)])).numbers == [list(range(count))]
+
+
+def test_a_number_with_one_rather_wide_gap_is_one_number():
+    assert group(boxes((10, 10), (28, 10), (59, 10), (77, 10))).numbers == [[0, 1, 2, 3]]
+
+
+def test_a_gap_between_narrow_and_wide_is_unclear_for_the_numbers_beside_it():
+    def unclear(gap: float) -> list[bool]:
+        return group(boxes(*[(x, 10) for x in (10, 30, 50, 50 + gap, 70 + gap)])).unclear
+
+    assert unclear(30) == [False] and unclear(33) == [True] and unclear(35) == [True, True]
+    assert unclear(60) == [False, False]
+    far = boxes(*[(x, 10) for x in (10, 30, 110, 130, 163, 183)])
+    assert group(far).numbers == [[0, 1], [2, 3, 4, 5]] and group(far).unclear == [False, True]
+
+
 def test_lines_come_from_top_to_bottom():
     assert group(boxes((10, 50), (30, 52), (10, 10), (30, 8))).numbers == [[2, 3], [0, 1]]
 
@@ -39,7 +58,7 @@ def test_lines_come_from_top_to_bottom():
 @pytest.mark.parametrize("degrees", [-15, -7, 7, 15])
 def test_a_turned_page_keeps_its_lines(degrees):
     places = [(20.0 * column, 34.0 * row) for row in range(3) for column in range(7)]
-    numbers, angle = group(boxes(*turned(places, degrees)))
+    numbers, _, angle = group(boxes(*turned(places, degrees)))
     assert numbers == [list(range(7 * row, 7 * row + 7)) for row in range(3)]
     assert math.degrees(angle) == pytest.approx(degrees, abs=1)
 
