@@ -48,6 +48,7 @@ MARKS = 20  # so many more doubtful digits than digits are a pattern, such as gr
 TRUSTED = 0.95  # the least probability that a trusted number is right
 # relative to a digit's height:
 BESIDE = 0.6  # nearer writing may belong to the number
+FURTHER = 1.5  # and so may a possible digit that is nearer than this, in the next box of a form
 SPECK, WORD = 0.1, 0.4  # a sign is longer than a speck; so much longer is other writing
 
 
@@ -218,14 +219,16 @@ def _numbers(detector: DigitDetector, found: Found, scale: float, notes: tuple[s
         own = [found.digits[index].box for index in reading.kept]
         if np.mean([found.digits[index].there > CLEAR for index in reading.kept]) < CLEAR_SHARE:  # a word, or a pattern
             continue
-        remarks = notes + _remarks(own, writing + [box for box in unread if not centred_in(box, own)])
+        possible = [box for box in unread if not centred_in(box, own)]
+        remarks = notes + _remarks(own, writing + possible)
         predictions = [replace(_found_prediction(found.digits[index], digit, chances, scale), notes=remarks)
                        for index, digit, chances in zip(reading.kept, reading.digits, reading.chances)]
         confidence = min(reading.confidence, *(one.confidence for one in predictions))
         reason = ""
         if doubtful > MARKS + digits:
             reason = PATTERN
-        elif any(_beside(box, own, place.angle) and _as_high(box, own) for box in writing):
+        elif any(_beside(box, own, place.angle, reach) and _as_high(box, own)
+                 for boxes, reach in ((writing, BESIDE), (possible, FURTHER)) for box in boxes):
             reason = UNREAD
         elif reading.unclear:
             reason = UNCLEAR_END
@@ -274,15 +277,15 @@ def _as_high(box: FloatBox, digits: list[FloatBox]) -> bool:
     return bool(0.5 * height < box[3] - box[1] < 1.7 * height)
 
 
-def _beside(box: FloatBox, digits: list[FloatBox], angle: float) -> bool:
-    """Whether a box lies beside one of the digits of a number, on its line."""
+def _beside(box: FloatBox, digits: list[FloatBox], angle: float, reach: float) -> bool:
+    """Whether a box lies beside one of the digits of a number, on its line, and at most `reach` heights away."""
     height, slope = np.median([bottom - top for _, top, _, bottom in digits]), math.tan(angle)
     left, top, right, bottom = box
     for own_left, own_top, own_right, own_bottom in digits:
         gap = max(own_left - right, left - own_right)
         drop = slope * ((left + right) - (own_left + own_right)) / 2
         shared = min(bottom, own_bottom + drop) - max(top, own_top + drop)
-        if gap < BESIDE * height and shared > 0.5 * min(bottom - top, own_bottom - own_top):
+        if gap < reach * height and shared > 0.5 * min(bottom - top, own_bottom - own_top):
             return True
     return False
 

@@ -156,6 +156,26 @@ def test_several_lines_give_several_numbers(predictor):
     assert right >= 18
 
 
+def test_a_gap_that_may_separate_two_numbers_or_not_is_reported(predictor):
+    """72 and 10 are written ever further apart: first they are one number, then two; in between nobody knows."""
+    seven, two, one, zero = (255 - np.rint(255 * handwriting.enlarged(image, 60)).astype(np.uint8)
+                             for image in IMAGES[:4])
+    read = []
+    for gap in range(10, 131, 10):
+        row = np.full((120, 500), 255, np.uint8)
+        left = 60
+        for ink, after in ((seven, 10), (two, gap), (one, 10), (zero, 0)):
+            row[30:30 + len(ink), left:left + ink.shape[1]] = ink
+            left += ink.shape[1] + after
+        read.append(predictor.read_numbers(row))
+    texts = [[number.text for number in numbers] for numbers in read]
+    assert texts == sorted(texts, key=len) and texts[0] == ["7210"] and texts[-1] == ["72", "10"]
+    assert all(number.trusted for number in read[0] + read[-1])
+    last = sum(len(numbers) == 1 for numbers in read) - 1
+    for number in read[last] + read[last + 1]:
+        assert number.reason == "a gap is so wide that it may separate two numbers, or not"
+
+
 def test_small_marks_between_digits_are_left_out(predictor):
     rng = np.random.default_rng(0)
     page = 255 - np.rint(255 * handwriting.written([list(IMAGES[:4])], rng)).astype(np.uint8)
