@@ -47,7 +47,7 @@ from mnist.augment import corrupt_half, warp, warp_amounts
 from mnist.calibrate import OOD_CHARACTERS, calibrate
 from mnist.checkpoint import read_checkpoint
 from mnist.cluster import Progress, connected, submit
-from mnist.corruptions import CORRUPTIONS, FAMILIES, corrupt
+from mnist.corruptions import CORRUPTIONS, corrupt
 from mnist.evaluate import confidence_threshold, evaluate, expected_calibration_error, predict
 from mnist.files import checkpoint_path, read_json, write_atomically, write_json
 from mnist.networks import NETWORKS, fold_batch_norm, with_batch_norm
@@ -63,8 +63,8 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package da
 IMAGES_PER_PASS = 55_000  # the learning curve repeats fewer images to fill a pass
 POLL = 5  # seconds between two looks at the checkpoints of running trainings
 
-ROBUSTNESS_TESTED = ("MNIST_CNN", "SixConv", "MNIST_CNN distilled", "MNIST_CNN robust")  # corrupted, attacked, OOD
-FAMILY_LEFT_OUT = {family: f"MNIST_CNN without {family}" for family in FAMILIES}  # corrupted
+ROBUSTNESS_TESTED = ("MNIST_CNN", "SixConv", "MNIST_CNN distilled", "MNIST_CNN robust")  # attacked, OOD
+CORRUPTED = (*ROBUSTNESS_TESTED, *(name for name, recipe in STUDY.items() if recipe.left_out))
 EPSILONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of attacks; 1 is full ink
 
 
@@ -256,7 +256,7 @@ def measure(name: str, seed: int, weights: bytes, data: Data) -> dict[str, Any]:
     row = {"seed": seed, "val_accuracy": metadata["val_accuracy"],
            **_accuracies(model, data.load_training()[1], test_set, metadata),
            "uci": evaluate(model, *uci_digits(), **scale)[1]}
-    if name in (*ROBUSTNESS_TESTED, *FAMILY_LEFT_OUT.values()):
+    if name in CORRUPTED:
         row["corruptions"] = {kind: evaluate(model, images, test_set[1], **scale)[1]
                               for kind, images in _corrupted(data.folder).items()}
     if name in ROBUSTNESS_TESTED:

@@ -180,7 +180,8 @@ def test_the_committed_results_are_those_of_the_committed_data():
 def test_the_study_takes_the_committed_weights_for_trained():
     jobs = [Job(name, recipe, seed) for name, recipe in STUDY.items() for seed in range(recipe.seeds)]
     trained = {job.name for job in jobs if is_trained(job, ROOT / "study")}  # a WeightsError: of another recipe
-    assert trained >= {"SixConv", "MNIST_CNN distilled", "MNIST_CNN robust"}
+    assert trained >= {"SixConv", "MNIST_CNN distilled", "MNIST_CNN robust", "MNIST_CNN without geometry",
+                       "MNIST_CNN without occlusion"}
 
 
 @pytest.mark.parametrize("name", ["SixConv", "MNIST_CNN distilled", "MNIST_CNN robust"])
