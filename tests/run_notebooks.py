@@ -41,6 +41,8 @@ class Client(NotebookClient):
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, asyncio.current_task().cancel)
 
     def advance(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+        if asyncio.current_task().cancelling():  # Ctrl-C came as a cell ended, and Python 3.11's wait_for lost it
+            raise asyncio.CancelledError
         self.bar.update(cell_index - self.bar.n)
 
     def process_message(self, msg: dict, cell: nbformat.NotebookNode, cell_index: int):

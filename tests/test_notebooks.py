@@ -194,3 +194,29 @@ def test_ctrl_c_leaves_the_notebook_as_it_was(small):
     assert process.returncode == 1 and "left as it was: interrupted" in output
     assert "Traceback" not in output and "pending" not in output
     assert small.read_bytes() == before
+
+
+CTRL_C_AS_A_CELL_ENDS = """
+import asyncio, os, pathlib, signal, sys
+import run_notebooks
+ended = run_notebooks.Client._async_poll_output_msg
+
+async def press_ctrl_c(client, *message):
+    await ended(client, *message)
+    await asyncio.sleep(0.3)  # until the cell's other messages are there
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(0)
+
+run_notebooks.Client._async_poll_output_msg = press_ctrl_c
+run_notebooks.run_all([pathlib.Path(sys.argv[1])], None)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_ctrl_c_is_not_lost_as_a_cell_ends(small):
+    small.write_text(small.read_text("utf-8").replace("WAIT", "0"), "utf-8")
+    before = small.read_bytes()
+    process = subprocess.run([sys.executable, "-c", CTRL_C_AS_A_CELL_ENDS, small], cwd=ROOT / "tests", text=True,
+                             capture_output=True, timeout=60)
+    assert process.returncode == 1 and "left as it was: interrupted" in process.stderr
+    assert small.read_bytes() == before
