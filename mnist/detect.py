@@ -21,7 +21,7 @@ from scipy import ndimage
 from scipy.special import expit, softmax
 from torch import Tensor
 
-from mnist.networks import CELL, LARGEST, NONE, REFERENCE, DigitDetector, local_contrast
+from mnist.networks import CELL, EVIDENCE, LARGEST, NONE, REFERENCE, DigitDetector, local_contrast
 from mnist.numbers import FloatBox, centred_in, written_height
 from mnist.picture import MAX_WORKING_SIDE, MIN_WORKING_SIDE, crop
 
@@ -148,6 +148,19 @@ def find_digits(detector: DigitDetector, grey: np.ndarray) -> Found:
             digits.append(FoundDigit(float(there[number]), softmax(means[number, :NONE]), known[number], one.box,
                                      crop(strokes)))
     return Found(digits, _other_writing(seen, read), seen)
+
+
+def missed_digit(view: View, box: FloatBox, there: float, probabilities: np.ndarray,
+                 others: list[FoundDigit]) -> FoundDigit | None:
+    """A digit in this box that `find_digits` has missed, unless there is no ink.
+
+    Its strokes are those in the box that do not vote for `others`, or all where all of them do.
+    """
+    one = _Candidate(there, box, 0)
+    strokes = _own_strokes(view, one, [_Candidate(other.there, other.box, 0) for other in others])
+    if not strokes.any():
+        strokes = _own_strokes(view, one, [])
+    return FoundDigit(there, probabilities, np.zeros(EVIDENCE), box, crop(strokes)) if strokes.any() else None
 
 
 def evidence(boxes: np.ndarray, scores: np.ndarray, twins: np.ndarray, logits: np.ndarray) -> np.ndarray:

@@ -202,7 +202,8 @@ def judged(found: list[FoundDigit], placed: list[Placed]) -> Iterator[tuple[np.n
 
 def judged_numbers(detector: DigitDetector, found: Found, placed: list[Placed]) -> Iterator[tuple[np.ndarray, bool]]:
     """For each number read its evidence, and whether it has all the digits on its strip, each once, and no others."""
-    for place, reading in read_lines(detector, found):
+    found, readings = read_lines(detector, found)
+    for place, reading in readings:
         if not reading.kept:
             continue
         own = [_nearest(found.digits[index], placed) for index in reading.kept]
@@ -230,7 +231,8 @@ def _threads() -> int:
 def read_page(detector: DigitDetector, digits: Digits, seed: int, number: int) -> bool:
     """Whether exactly the digits of one validation picture are read, in their order."""
     grey, placed = draw_page(digits, words(), seed, number)
-    read = [digit for _, reading in read_lines(detector, find_digits(detector, grey)) for digit in reading.digits]
+    _, readings = read_lines(detector, find_digits(detector, grey))
+    read = [digit for _, reading in readings for digit in reading.digits]
     return read == [one.label for one in placed]
 
 

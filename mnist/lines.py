@@ -16,19 +16,21 @@ found is not among them. Where the line reader reads one, it lowers the number's
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import nlargest
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from scipy.special import logit, softmax
 from torch import Tensor
 
-from mnist.detect import MARGIN, PRESENT, Found, FoundDigit, View, probability
+from mnist.detect import MARGIN, PRESENT, Found, FoundDigit, View, missed_digit, probability
 from mnist.networks import NONE, DigitDetector, local_contrast
-from mnist.numbers import Strip, group, is_in, place_in, strip
+from mnist.numbers import Strip, box_in, group, is_in, place_in, strip
 
 ROWS, DIGIT = 32, 20  # pixels of a strip's height, and of the digits in it
 ROUND = 8  # its width is a multiple
@@ -36,10 +38,14 @@ CHUNK = 16  # strips at once, in training
 SEEN = 26.0  # pixels of a digit's height in the view from which a strip is cut, as nearly as there is one
 UNLIKELY = 0.002  # a digit found with a smaller probability is none
 CHOICES, TEXTS = 3, 40  # classes for each digit, and texts for each number, that are compared
-MISSED = math.log(1e-5)  # the detector's probability of a text that has a digit which it has not found
+MISSED = 0.03  # the probability of a digit that the line reader alone sees
+NEAR, WIDTH = 0.35, 0.6  # in heights of a digit: from it to its candidate, at most; how wide it is, as no one knows
+ABSENT = math.log(1e-5)  # the detector's probability of a text that has a digit for which there is no candidate
 IMPOSSIBLE = -1000.0  # the least logarithm of a text's probability, of one that is too long for its strip
 LEAST = 1e-6  # probabilities are clipped so near to 0 and 1 before their logit
-DETECTOR_SHARE, LINE_SHARE = 0.7, 0.35  # exponents of both probabilities, chosen on scenes from validation images
+# a text's logarithm is the sum of both probabilities' logarithms and its length, with these factors, fitted to scenes
+# from validation images
+DETECTOR_SHARE, LINE_SHARE, FOR_EACH = 0.53, 0.46, 1.0
 
 
 # the logarithm of its probability, and which of the digits found it has, with their classes
@@ -81,10 +87,15 @@ def read_strips(detector: DigitDetector, strips: Tensor) -> Tensor:
     return detector.line(strips).float().squeeze(2).permute(2, 0, 1).log_softmax(2)
 
 
+def sees(views: list[View], place: Strip) -> View:
+    """The view from which a strip is cut."""
+    return min(views, key=lambda view: abs(math.log(place.height * view.scale[1] / SEEN)))
+
+
 @torch.inference_mode()
 def look_along(detector: DigitDetector, views: list[View], place: Strip) -> tuple[Tensor, Tensor]:
     """The local contrast of a strip (ROWS, W), which the line reader sees, and what `read_strips` gives (W / 2, 11)."""
-    view = min(views, key=lambda view: abs(math.log(place.height * view.scale[1] / SEEN)))
+    view = sees(views, place)
     across, down = view.scale
     there = Strip(place.x * across + MARGIN, place.y * down + MARGIN, place.angle, place.height * down,
                   place.length * across)
@@ -102,10 +113,23 @@ def spell(chances: Tensor, texts: Sequence[str]) -> list[float]:
     return (-losses).tolist()
 
 
-def decoded(chances: Tensor) -> str:
-    """Best-path decoding: the text of the likeliest path through the line reader's `chances` (T, 11)."""
-    path = chances.argmax(1).tolist()
-    return "".join(str(digit) for digit, _ in itertools.groupby(path) if digit != NONE)
+class Spelled(NamedTuple):
+    """A digit that the line reader sees."""
+
+    digit: int
+    along: float  # where its middle is on the strip, in heights of a digit
+    probabilities: np.ndarray  # (10,) of each digit, at this place
+
+
+def decoded(chances: Tensor) -> list[Spelled]:
+    """Best-path decoding: the digits on the likeliest path through the line reader's `chances` (T, 11)."""
+    steps, read = np.exp(chances.numpy()), list[Spelled]()
+    for digit, run in itertools.groupby(range(len(steps)), key=steps.argmax(1).__getitem__):
+        places = list(run)
+        if digit != NONE:
+            here = steps[places, :NONE].sum(0)
+            read.append(Spelled(int(digit), 2 * (places[0] + len(places) / 2) / DIGIT, here / here.sum()))
+    return read
 
 
 def line_loss(detector: DigitDetector, grey: Tensor, pictures: Tensor, strips: Tensor, labels: Tensor,
@@ -124,40 +148,60 @@ def line_loss(detector: DigitDetector, grey: Tensor, pictures: Tensor, strips: T
     return total / len(order)
 
 
-def read_lines(detector: DigitDetector, found: Found) -> Iterator[tuple[Strip, Reading]]:
-    """The numbers in a picture, line by line, and their strips."""
-    digits = [index for index, one in enumerate(found.digits) if one.there > PRESENT]
-    numbers, unclear, angle = group([found.digits[index].box for index in digits])
-    free = [index for index, one in enumerate(found.digits) if UNLIKELY < one.there <= PRESENT]
+def read_lines(detector: DigitDetector, found: Found) -> tuple[Found, list[tuple[Strip, Reading]]]:
+    """The numbers in a picture, line by line, on their strips; and `found` with the digits that it may have missed."""
+    digits = list(found.digits)
+    likely = [index for index, one in enumerate(digits) if one.there > PRESENT]
+    free = [index for index, one in enumerate(digits) if UNLIKELY < one.there <= PRESENT]
+    numbers, unclear, angle = group([digits[index].box for index in likely])
+    readings, taken = [], set(likely)
     for number, end in zip(numbers, unclear):
-        own = [digits[index] for index in number]
-        place = strip([found.digits[index].box for index in own], angle)
-        reading = read_line(detector, found, own, free, place)
+        own = [likely[index] for index in number]
+        place = strip([digits[index].box for index in own], angle)
+        _, along = look_along(detector, found.views, place)
+        candidates = own + [index for index in free if is_in(place, digits[index].box)]
+        there = [digits[index] for index in taken.union(candidates)]
+        missed = _missed(found.views, place, along, there)
+        candidates += range(len(digits), len(digits) + len(missed))
+        digits += missed
+        candidates.sort(key=lambda index: place_in(place, digits[index].box)[0])
+        reading = replace(read_line(detector, digits, candidates, along), unclear=end)
         free = [index for index in free if index not in reading.kept]
-        yield place, replace(reading, unclear=end)
+        taken.update(reading.kept)
+        readings.append((place, reading))
+    return replace(found, digits=digits), readings
 
 
-def read_line(detector: DigitDetector, found: Found, own: list[int], free: list[int], place: Strip) -> Reading:
-    """Decide what the number is that some of the digits found make, on a strip.
+def _missed(views: list[View], place: Strip, along: Tensor, there: list[FoundDigit]) -> list[FoundDigit]:
+    """The digits that the line reader sees on a strip, except those that are near one of their own that is there."""
+    seen = decoded(along)
+    places = [place_in(place, one.box)[0] / place.height for one in there if is_in(place, one.box)]
+    apart = np.abs(np.subtract.outer([one.along for one in seen], places))
+    near = {one for one, other in zip(*linear_sum_assignment(apart.clip(max=NEAR))) if apart[one, other] < NEAR}
+    missed = [missed_digit(sees(views, place), box_in(place, one.along * place.height, WIDTH * place.height), MISSED,
+                           one.probabilities, there)
+              for index, one in enumerate(seen) if index not in near]
+    return [one for one in missed if one is not None]
 
-    Its `own` digits may be dropped, and those of the `free` ones that are on the strip may become a part of it. It may
-    end up without any. Its evidence are three logits of its text's probability among all guesses and the line reader's
-    own text: by both, by the detector, and by the line reader. Then the logarithm of its probability on the whole
-    strip by its length and one, and how many digits it has.
+
+def read_line(detector: DigitDetector, digits: list[FoundDigit], candidates: list[int], along: Tensor) -> Reading:
+    """Decide which of the candidates, sorted from left to right, are the number, and which digit each is.
+
+    `along` (T, 11) is what `look_along` gives for the strip. The number may end up without any digit. Its evidence are
+    three logits of its text's probability among all guesses and the line reader's own text: by both, by the detector,
+    and by the line reader. Then the logarithm of its probability on the whole strip by its length and one, and how many
+    digits it has.
     """
-    candidates = own + [index for index in free if is_in(place, found.digits[index].box)]
-    candidates.sort(key=lambda index: place_in(place, found.digits[index].box)[0])
-    guesses = _guesses(found.digits, candidates)
+    guesses = _guesses(digits, candidates)
     possible = ["".join(str(digit) for _, digit in parts) for _, parts in guesses]
-    _, along = look_along(detector, found.views, place)
-    # what the line reader alone would read, also where the detector has missed a digit of it
-    alone = [text for text in [decoded(along)] if text not in possible]
+    # what the line reader alone would read, also with a digit for which there is no candidate
+    alone = [text for text in ["".join(str(one.digit) for one in decoded(along))] if text not in possible]
     texts = [*possible, *alone]
     distinct = list(dict.fromkeys(texts))
     known = {text: max(chance, IMPOSSIBLE) for text, chance in zip(distinct, spell(along, distinct))}
-    by_digits = np.array([chance for chance, _ in guesses] + [MISSED] * len(alone))
+    by_digits = np.array([chance for chance, _ in guesses] + [ABSENT] * len(alone))
     by_line = np.array([known[text] for text in texts])
-    logs = DETECTOR_SHARE * by_digits + LINE_SHARE * by_line
+    logs = DETECTOR_SHARE * by_digits + LINE_SHARE * by_line + FOR_EACH * np.array([len(text) for text in texts])
     chances = softmax(logs)
 
     def total(chances: np.ndarray, text: str) -> float:

@@ -112,6 +112,12 @@ def place_in(place: Strip, box: FloatBox) -> tuple[float, float]:
             y * math.cos(place.angle) - x * math.sin(place.angle))
 
 
+def box_in(place: Strip, along: float, width: float) -> FloatBox:
+    """The box of something in the middle of a strip, so far along it and so wide, and as high as the digits."""
+    x, y = place.x + along * math.cos(place.angle), place.y + along * math.sin(place.angle)
+    return x - width / 2, y - place.height / 2, x + width / 2, y + place.height / 2
+
+
 def is_in(place: Strip, box: FloatBox) -> bool:
     """Whether the middle of a box is in a strip, and at most half a digit off its line."""
     along, off = place_in(place, box)

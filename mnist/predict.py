@@ -207,7 +207,8 @@ def _low_confidence(probabilities: np.ndarray, digit: int) -> str:
 
 def _numbers(detector: DigitDetector, found: Found, scale: float, notes: tuple[str, ...], digest: str) -> list[Number]:
     """The numbers in a picture; `scale` is how many of its pixels one here spans."""
-    readings = [(place, reading) for place, reading in read_lines(detector, found) if reading.kept]
+    found, readings = read_lines(detector, found)
+    readings = [(place, reading) for place, reading in readings if reading.kept]
     kept = {index for _, reading in readings for index in reading.kept}
     digits = sum(one.there > PRESENT for one in found.digits)
     doubtful = sum(POSSIBLE < one.there <= PRESENT for one in found.digits)

@@ -12,9 +12,9 @@ import scenes
 from mnist.detect import find_digits
 from mnist.files import DETECTOR
 from mnist.ink import Digits, words
-from mnist.lines import DIGIT, ROWS, line_loss, read_line, read_lines, read_strips, spell, straightened
+from mnist.lines import DIGIT, ROWS, line_loss, look_along, read_line, read_lines, read_strips, spell, straightened
 from mnist.networks import LINE_EVIDENCE, NONE
-from mnist.numbers import Strip, strip
+from mnist.numbers import Strip, centred_in, strip
 from mnist.picture import read_picture
 from mnist.scenes import draw_scenes
 from mnist.weights import load_detector
@@ -84,24 +84,43 @@ def test_a_text_that_is_too_long_for_its_strip_is_not_read():
     """Forty digits on the place of three."""
     found = find_digits(DETECTOR_NETWORK, read_picture(scenes.line(np.random.default_rng(1)).picture).grey)
     one = max(found.digits, key=lambda one: one.there)
-    crowd = replace(found, digits=[one] * 40)
-    reading = read_line(DETECTOR_NETWORK, crowd, list(range(40)), [], strip([one.box], 0.0))
+    _, along = look_along(DETECTOR_NETWORK, found.views, strip([one.box], 0.0))
+    reading = read_line(DETECTOR_NETWORK, [one] * 40, list(range(40)), along)
     assert np.isfinite(reading.evidence).all() and np.isfinite(reading.chances).all() and reading.confidence < 0.5
 
 
-def test_what_only_the_line_reader_sees_joins_the_number():
-    """A digit that was hardly found, between two that were found, is read, and is nothing that was left unread."""
-    rng, joined = np.random.default_rng(6), 0
-    while joined < 5:
+def certain_numbers(seed, least):
+    """Numbers of lines that are read with at least this confidence: what was found, the strip, the reading."""
+    rng = np.random.default_rng(seed)
+    while True:
         found = find_digits(DETECTOR_NETWORK, read_picture(scenes.line(rng).picture).grey)
-        for place, whole in read_lines(DETECTOR_NETWORK, found):
-            if whole.confidence > 0.97 and len(whole.kept) > 2:
-                middle, own = whole.kept[1], [index for index in whole.kept if index != whole.kept[1]]
-                digits = list(found.digits)
-                digits[middle] = replace(digits[middle], there=0.2)
-                again = read_line(DETECTOR_NETWORK, replace(found, digits=digits), own, [middle], place)
-                assert again.kept == whole.kept and again.digits == whole.digits
-                joined += 1
+        for place, whole in read_lines(DETECTOR_NETWORK, found)[1]:
+            if whole.confidence > least and len(whole.kept) > 2:
+                yield found, place, whole
+
+
+def test_a_digit_that_was_hardly_found_joins_the_number():
+    """Between two that were found, it is read, and is nothing that was left unread."""
+    for found, place, whole in itertools.islice(certain_numbers(6, 0.97), 5):
+        middle = whole.kept[1]
+        digits = list(found.digits)
+        digits[middle] = replace(digits[middle], there=0.2)
+        again = read_line(DETECTOR_NETWORK, digits, whole.kept, look_along(DETECTOR_NETWORK, found.views, place)[1])
+        assert again.kept == whole.kept and again.digits == whole.digits
+
+
+def test_a_digit_that_only_the_line_reader_sees_is_read():
+    """Numbers of which all was certain, and then a digit between two others had not been found."""
+    read = []
+    for found, _, whole in itertools.islice(certain_numbers(7, 0.97), 30):
+        missed = found.digits[whole.kept[1]]
+        left = replace(found, digits=[one for one in found.digits if one is not missed])
+        more, readings = read_lines(DETECTOR_NETWORK, left)
+        read.append([digit for _, one in readings for digit in one.digits] == whole.digits)
+        if read[-1]:
+            again = more.digits[[index for _, one in readings for index in one.kept][1]]
+            assert centred_in(again.box, [missed.box]) and again.strokes.any()
+    assert np.mean(read) >= 0.7
 
 
 def test_a_number_that_lacks_a_digit_is_doubted():
@@ -109,12 +128,12 @@ def test_a_number_that_lacks_a_digit_is_doubted():
     rng, certain, sure = np.random.default_rng(5), [], []
     while len(sure) < 30:
         found = find_digits(DETECTOR_NETWORK, read_picture(scenes.line(rng).picture).grey)
-        for place, whole in read_lines(DETECTOR_NETWORK, found):
+        for place, whole in read_lines(DETECTOR_NETWORK, found)[1]:
             assert whole.evidence.shape == (LINE_EVIDENCE,) and whole.chances.shape == (len(whole.kept), 10)
+            _, along = look_along(DETECTOR_NETWORK, found.views, place)
             for missed in whole.kept[1:-1] if whole.confidence > 0.95 else ():
-                digits = [one for index, one in enumerate(found.digits) if index != missed]
-                rest = [digits.index(found.digits[index]) for index in whole.kept if index != missed]
-                again = read_line(DETECTOR_NETWORK, replace(found, digits=digits), rest, [], place)
+                rest = [index for index in whole.kept if index != missed]
+                again = read_line(DETECTOR_NETWORK, found.digits, rest, along)
                 certain.append(again.confidence > 0.95)
                 sure.append(again.confidence > 0.5)
     assert np.mean(certain) < 0.05 and np.mean(sure) < 0.4
