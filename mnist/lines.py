@@ -45,7 +45,7 @@ IMPOSSIBLE = -1000.0  # the least logarithm of a text's probability, of one that
 LEAST = 1e-6  # probabilities are clipped so near to 0 and 1 before their logit
 # a text's logarithm is the sum of both probabilities' logarithms and its length, with these factors, fitted to scenes
 # from validation images
-DETECTOR_SHARE, LINE_SHARE, FOR_EACH = 0.53, 0.46, 1.0
+DETECTOR_SHARE, LINE_SHARE, FOR_EACH = 0.45, 0.53, 0.85
 
 
 # the logarithm of its probability, and which of the digits found it has, with their classes
