@@ -1,6 +1,7 @@
 """Read a whole line of digits at once, to confirm or correct what the digit detector found one by one.
 
-    for place, reading in read_lines(detector, found):
+    found, readings = read_lines(detector, found)
+    for place, reading in readings:
         print(reading.digits, reading.confidence)
 
 A number's strip is cut out of the picture, turned level, so that its digits are 20 pixels high. The
@@ -9,9 +10,9 @@ Connectionist temporal classification (Graves et al. 2006) turns that into the p
 it adds up all the ways in which the text may stand on the line. Digits need no boundaries there, so
 touching ones are no harder than others, and a missed one shows.
 
-The digits found give a list of texts that the number may be; the detector and the line reader each
-give all of them a probability, and a weighted product of both decides. A text with a digit that was not
-found is not among them. Where the line reader reads one, it lowers the number's confidence.
+A digit that the line reader alone sees counts as found, with a small probability. The digits found give
+a list of texts that the number may be; the detector and the line reader each give all of them a
+probability, and a weighted product of both decides.
 """
 
 import itertools
@@ -87,7 +88,7 @@ def read_strips(detector: DigitDetector, strips: Tensor) -> Tensor:
     return detector.line(strips).float().squeeze(2).permute(2, 0, 1).log_softmax(2)
 
 
-def sees(views: list[View], place: Strip) -> View:
+def nearest_view(views: list[View], place: Strip) -> View:
     """The view from which a strip is cut."""
     return min(views, key=lambda view: abs(math.log(place.height * view.scale[1] / SEEN)))
 
@@ -95,7 +96,7 @@ def sees(views: list[View], place: Strip) -> View:
 @torch.inference_mode()
 def look_along(detector: DigitDetector, views: list[View], place: Strip) -> tuple[Tensor, Tensor]:
     """The local contrast of a strip (ROWS, W), which the line reader sees, and what `read_strips` gives (W / 2, 11)."""
-    view = sees(views, place)
+    view = nearest_view(views, place)
     across, down = view.scale
     there = Strip(place.x * across + MARGIN, place.y * down + MARGIN, place.angle, place.height * down,
                   place.length * across)
@@ -178,8 +179,8 @@ def _missed(views: list[View], place: Strip, along: Tensor, there: list[FoundDig
     places = [place_in(place, one.box)[0] / place.height for one in there if is_in(place, one.box)]
     apart = np.abs(np.subtract.outer([one.along for one in seen], places))
     near = {one for one, other in zip(*linear_sum_assignment(apart.clip(max=NEAR))) if apart[one, other] < NEAR}
-    missed = [missed_digit(sees(views, place), box_in(place, one.along * place.height, WIDTH * place.height), MISSED,
-                           one.probabilities, there)
+    view, wide = nearest_view(views, place), WIDTH * place.height
+    missed = [missed_digit(view, box_in(place, one.along * place.height, wide), MISSED, one.probabilities, there)
               for index, one in enumerate(seen) if index not in near]
     return [one for one in missed if one is not None]
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 
 import scenes
-from mnist.detect import PRESENT, evidence, find_digits, probability
+from mnist.detect import PRESENT, evidence, find_digits, missed_digit, probability
 from mnist.detector_training import judged, judged_numbers
 from mnist.files import DETECTOR
 from mnist.ink import Digits, words
@@ -119,3 +119,14 @@ def test_its_probabilities_mean_what_they_say():
 def test_a_picture_of_any_shape_without_digits_has_none(shape):
     for grey in (np.zeros(shape), np.ones(shape), np.linspace(0, 1, shape[0])[:, None] * np.ones(shape)):
         assert [one for one in find_digits(DETECTOR_NETWORK, grey).digits if score(one) > 0.3] == []
+
+
+def test_a_missed_digit_needs_ink():
+    """Its strokes are those in its box; on blank paper there is none."""
+    grey = np.full((100, 200), 0.9)
+    grey[30:70, 60:64] = 0.1
+    view = find_digits(DETECTOR_NETWORK, grey).views[-1]
+    stroke = missed_digit(view, (50, 25, 74, 75), 0.03, np.full(10, 0.1), [])
+    assert stroke is not None and stroke.strokes.any() and stroke.box == (50, 25, 74, 75)
+    assert stroke.strokes.shape[0] > 2 * stroke.strokes.shape[1]
+    assert missed_digit(view, (140, 25, 164, 75), 0.03, np.full(10, 0.1), []) is None

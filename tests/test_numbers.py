@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mnist.numbers import group, is_in, outline, strip
+from mnist.numbers import box_in, group, is_in, outline, place_in, strip
 
 
 def boxes(*places: tuple[float, float], wide: float = 14, high: float = 20) -> list[tuple[float, float, float, float]]:
@@ -78,3 +78,10 @@ def test_what_is_in_a_strip():
     assert is_in(place, (22, 18, 26, 24)) and is_in(place, (50, 10, 60, 30))
     assert not is_in(place, (62, 10, 70, 30)) and not is_in(place, (22, 30, 26, 40))
     assert is_in(strip([(0, 0, 10, 20), (90, 90, 110, 110)], math.pi / 4), (45, 45, 55, 55))
+
+
+def test_a_box_in_a_turned_strip_is_in_its_middle():
+    place = strip(boxes(*turned([(0, 0), (30, 0)], 12)), math.radians(12))
+    box = box_in(place, 17.0, 8.0)
+    assert place_in(place, box) == (pytest.approx(17), pytest.approx(0, abs=1e-9)) and is_in(place, box)
+    assert (box[2] - box[0], box[3] - box[1]) == (pytest.approx(8), pytest.approx(place.height))
