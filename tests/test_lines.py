@@ -94,7 +94,8 @@ def certain_numbers(seed, least):
     rng = np.random.default_rng(seed)
     while True:
         found = find_digits(DETECTOR_NETWORK, read_picture(scenes.line(rng).picture).grey)
-        for place, whole in read_lines(DETECTOR_NETWORK, found)[1]:
+        found, readings = read_lines(DETECTOR_NETWORK, found)
+        for place, whole in readings:
             if whole.confidence > least and len(whole.kept) > 2:
                 yield found, place, whole
 
@@ -128,7 +129,8 @@ def test_a_number_that_lacks_a_digit_is_doubted():
     rng, certain, sure = np.random.default_rng(5), [], []
     while len(sure) < 30:
         found = find_digits(DETECTOR_NETWORK, read_picture(scenes.line(rng).picture).grey)
-        for place, whole in read_lines(DETECTOR_NETWORK, found)[1]:
+        found, readings = read_lines(DETECTOR_NETWORK, found)
+        for place, whole in readings:
             assert whole.evidence.shape == (LINE_EVIDENCE,) and whole.chances.shape == (len(whole.kept), 10)
             _, along = look_along(DETECTOR_NETWORK, found.views, place)
             for missed in whole.kept[1:-1] if whole.confidence > 0.95 else ():
